@@ -1,0 +1,1 @@
+//! The Intel VT-d page-table builder.
