@@ -1,6 +1,7 @@
 //! What flows through the pool: the address of a frame and the linear handle that owns one.
 
-use core::fmt;
+use crate::{FramePool, FrameSource, Platform, raw::magazine::FrameNumber};
+use core::{fmt, mem::ManuallyDrop, ptr::NonNull};
 
 /// A physical address, in bytes, as the device or the page tables see it.
 ///
@@ -41,5 +42,84 @@ impl fmt::Debug for PhysAddr {
 impl fmt::Display for PhysAddr {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{:#x}", self.0)
+    }
+}
+
+/// One frame, owned: linear, neither `Copy` nor `Clone`. Dropping it gives it back to its pool, from any context.
+///
+/// INV-1: a frame is in exactly one place; while this value lives, it is here.
+///
+/// ```
+/// # #[cfg(feature = "std")] {
+/// # use framepool::{AnonymousMemory, Builder, Frame};
+/// # let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+/// let frame = pool.alloc()?;
+/// // SAFETY: the frame is ours, and this is its first byte.
+/// unsafe { frame.as_ptr().write(7) };
+/// let entry = frame.into_raw(); // for a page-table entry: no longer given back by itself
+/// // SAFETY: `entry` came from `into_raw` of the same pool, once.
+/// drop(unsafe { Frame::from_raw(&pool, entry) });
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "a frame that is dropped at once was allocated for nothing"]
+pub struct Frame<'p, S: FrameSource, P: Platform> {
+    pool: &'p FramePool<S, P>,
+    number: FrameNumber,
+}
+
+impl<'p, S: FrameSource, P: Platform> Frame<'p, S, P> {
+    pub(crate) const fn new(pool: &'p FramePool<S, P>, number: FrameNumber) -> Self {
+        Self { pool, number }
+    }
+
+    pub(crate) fn into_number(self) -> FrameNumber {
+        ManuallyDrop::new(self).number
+    }
+
+    pub(crate) fn is_of(&self, pool: &FramePool<S, P>) -> bool {
+        core::ptr::eq(self.pool, pool)
+    }
+
+    /// The frame's physical address, for a device or a page-table entry.
+    pub fn phys_addr(&self) -> PhysAddr {
+        self.pool.address_of(self.number)
+    }
+
+    /// Where the CPU reads and writes the frame: as many bytes as [`FramePool::frame_size`] says. What is there is left from
+    /// the frame's last use.
+    pub fn as_ptr(&self) -> NonNull<u8> {
+        self.pool.source().pointer(self.phys_addr())
+    }
+
+    /// Gives up the handle and keeps the frame out of the pool, for a place that holds bare addresses.
+    ///
+    /// Come back with [`from_raw`](Self::from_raw). Until then the pool counts the frame as in use, and cannot be closed.
+    pub fn into_raw(self) -> PhysAddr {
+        let address = self.phys_addr();
+        let _ = self.into_number();
+        address
+    }
+
+    /// Takes the handle up again.
+    ///
+    /// # Safety
+    /// `frame` came from [`into_raw`](Self::into_raw) of a frame of `pool`, has not been taken up since, and nothing reaches
+    /// the frame any more, hardware included.
+    pub unsafe fn from_raw(pool: &'p FramePool<S, P>, frame: PhysAddr) -> Self {
+        Self { pool, number: pool.number_of(frame) }
+    }
+}
+
+impl<S: FrameSource, P: Platform> Drop for Frame<'_, S, P> {
+    #[inline]
+    fn drop(&mut self) {
+        self.pool.give(self.number);
+    }
+}
+
+impl<S: FrameSource, P: Platform> fmt::Debug for Frame<'_, S, P> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Frame({})", self.phys_addr())
     }
 }

@@ -1,15 +1,45 @@
-//! framepool
+#![doc = include_str!("../README.md")]
 #![no_std]
 #![deny(unsafe_code)]
+
 #[cfg(feature = "alloc")]
 extern crate alloc;
-#[cfg(feature = "std")]
+#[cfg(any(feature = "std", test))]
 extern crate std;
 
-#[allow(unsafe_code)]
+#[cfg(all(feature = "std", not(target_os = "linux")))]
+compile_error!(
+    "the feature `std` needs Linux; use `default-features = false` and bring a `Platform` elsewhere"
+);
+
+#[allow(unsafe_code, reason = "the handle is taken up from and laid down as a bare address")]
 mod frame;
+mod platform;
+mod pool;
+#[allow(unsafe_code, reason = "mechanism")]
+mod raw;
+#[allow(unsafe_code, reason = "the contract with the host's allocator, and memory of our own")]
+mod source;
 mod sync;
 #[cfg(feature = "vtd")]
 pub mod vtd;
 
-pub use frame::PhysAddr;
+pub use frame::{Frame, PhysAddr};
+pub use platform::Platform;
+#[cfg(feature = "std")]
+pub use platform::linux::LinuxPlatform;
+#[cfg(feature = "std")]
+pub use pool::WorkedPool;
+pub use pool::{
+    AllocError, BuildError, Builder, Class, CloseError, FallbackPolicy, FramePool, Maintenance, Outcome,
+    Request, Stats, Watermarks,
+};
+#[cfg(any(feature = "std", loom))]
+pub use raw::doorbell::Doorbell;
+pub use raw::{claim::Claim, slot::SlotOwnership};
+#[cfg(feature = "std")]
+pub use source::anonymous::{AnonymousMemory, AnonymousMemoryBuilder, HugePages};
+pub use source::{
+    FrameSource, SourceError,
+    region::{FixedRegion, RegionTooSmall},
+};

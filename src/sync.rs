@@ -1,16 +1,17 @@
 //! The one facade over `core::sync::atomic` and loom: no other file names either.
 //!
-//! Loom checks every access that goes through here, [`cell::UnsafeCell`] included, so that exclusive ownership
-//! of a magazine or of a slot is a thing the models verify rather than assume.
+//! Loom checks every access that goes through [`atomic`] and [`cell`], so that exclusive ownership of a magazine
+//! or of a slot is a thing the models verify rather than assume. Counters that steer nothing go through
+//! [`counter`] and stay invisible to loom: each would only multiply the interleavings.
 
 #[cfg(loom)]
 pub(crate) mod atomic {
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 }
 
 #[cfg(not(loom))]
 pub(crate) mod atomic {
-    pub(crate) use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+    pub(crate) use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 }
 
 #[cfg(loom)]
@@ -42,16 +43,114 @@ pub(crate) mod cell {
     }
 }
 
+/// Statistics: plain relaxed counters that no code path may branch on.
+pub(crate) mod counter {
+    use core::sync::atomic::{AtomicU64, Ordering};
+
+    /// A statistic that many contexts may count at once.
+    #[derive(Debug, Default)]
+    pub(crate) struct Shared(AtomicU64);
+
+    impl Shared {
+        pub(crate) const fn new() -> Self {
+            Self(AtomicU64::new(0))
+        }
+
+        pub(crate) fn add(&self, amount: u64) {
+            // Ordering: Relaxed; the value publishes nothing and is only ever summed for a snapshot.
+            self.0.fetch_add(amount, Ordering::Relaxed);
+        }
+
+        pub(crate) fn raise_to(&self, value: u64) {
+            // Ordering: Relaxed; as in `add`.
+            self.0.fetch_max(value, Ordering::Relaxed);
+        }
+
+        pub(crate) fn get(&self) -> u64 {
+            // Ordering: Relaxed; a snapshot is approximate while operations are in progress.
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    /// A statistic that is counted only by the context that owns what it stands beside (a slot, the pass of
+    /// the worker), and read by anybody.
+    #[derive(Debug, Default)]
+    pub(crate) struct Owned(AtomicU64);
+
+    impl Owned {
+        pub(crate) const fn new() -> Self {
+            Self(AtomicU64::new(0))
+        }
+
+        #[inline(always)]
+        pub(crate) fn add(&self, amount: u64) {
+            // Ordering: Relaxed, and a load and a store instead of a locked addition: the owner is alone, and the
+            // handing over of what it owns orders its counts before those of the next owner.
+            self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+        }
+
+        pub(crate) fn get(&self) -> u64 {
+            // Ordering: Relaxed; a snapshot is approximate while operations are in progress.
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+}
+
 /// Tells the processor (or loom) that the caller is waiting for another context to make progress.
 ///
 /// Only thread-context code calls this; nothing an interrupt can reach waits (INV-3).
-#[cfg(loom)]
 pub(crate) fn wait_hint() {
+    #[cfg(loom)]
     loom::thread::yield_now();
+    #[cfg(not(loom))]
+    core::hint::spin_loop();
 }
 
-/// See the loom twin.
-#[cfg(not(loom))]
-pub(crate) fn wait_hint() {
-    core::hint::spin_loop();
+/// Sleeping on a word until it changes: the kernel's futex, or loom's mutex and condition variable.
+#[cfg(all(feature = "std", not(loom)))]
+pub(crate) mod futex {
+    use super::atomic::AtomicU32;
+    use core::time::Duration;
+    use rustix::thread::futex::{Flags, Timespec, wait as system_wait, wake as system_wake};
+
+    /// Sleeps while `word` is `expected`, for at most `timeout`. May return early.
+    pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        // Whatever the call returns (woken, changed, interrupted, timed out), the caller looks at the word again.
+        let _ = system_wait(word, Flags::PRIVATE, expected, timeout.as_ref());
+    }
+
+    /// Wakes whoever sleeps on `word`. One system call, made without libc: async-signal-safe.
+    pub(crate) fn wake(word: &AtomicU32) {
+        let _ = system_wake(word, Flags::PRIVATE, 1);
+    }
+}
+
+/// Sleeping on a word until it changes, as loom sees it: the kernel's compare-and-sleep is one step.
+#[cfg(loom)]
+pub(crate) mod futex {
+    use super::atomic::{AtomicU32, Ordering};
+    use core::time::Duration;
+    use loom::sync::{Condvar, Mutex};
+
+    loom::lazy_static! {
+        static ref KERNEL: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
+    }
+
+    /// Sleeps while `word` is `expected`; under loom there is no time, hence no timeout.
+    pub(crate) fn wait(word: &AtomicU32, expected: u32, _timeout: Option<Duration>) {
+        if let Ok(mut kernel) = KERNEL.0.lock() {
+            // Ordering: Relaxed; the kernel's comparison orders nothing for user space.
+            while word.load(Ordering::Relaxed) == expected {
+                let Ok(woken) = KERNEL.1.wait(kernel) else { return };
+                kernel = woken;
+            }
+        }
+    }
+
+    /// Wakes whoever sleeps on `word`.
+    pub(crate) fn wake(_word: &AtomicU32) {
+        let _kernel = KERNEL.0.lock();
+        KERNEL.1.notify_all();
+    }
 }

@@ -1,0 +1,47 @@
+//! What the host is asked for besides memory: which CPU this is, and to wake whoever maintains the pool.
+
+use crate::raw::slot::SlotOwnership;
+
+#[cfg(feature = "std")]
+pub(crate) mod linux;
+
+/// The host under a pool.
+///
+/// ```
+/// use core::sync::atomic::{AtomicBool, Ordering};
+/// use framepool::{Claim, Platform};
+///
+/// /// A kernel with one CPU that maintains its pools from an idle loop.
+/// struct Unikernel {
+///     refill_wanted: AtomicBool,
+/// }
+///
+/// impl Platform for Unikernel {
+///     type Ownership = Claim;
+///     fn ownership(&self) -> &Claim {
+///         &Claim
+///     }
+///     fn current_cpu(&self) -> usize {
+///         0
+///     }
+///     fn ring(&self) {
+///         self.refill_wanted.store(true, Ordering::Release);
+///     }
+/// }
+/// ```
+pub trait Platform: Sync {
+    /// How this host gives code exclusive use of a CPU's cache.
+    type Ownership: SlotOwnership;
+
+    /// The way chosen above.
+    fn ownership(&self) -> &Self::Ownership;
+
+    /// The number of the CPU that runs this code, as a hint: a wrong or stale number costs speed, never correctness
+    /// (R3). Called from any context in which the pool is; must not sleep, lock or panic.
+    fn current_cpu(&self) -> usize;
+
+    /// Gets [`maintain`](crate::FramePool::maintain) called soon, by a context that may sleep. The doorbell: the only
+    /// thing that the pool ever does towards a sleeper, from any context in which the pool is called, at most once for
+    /// each crossing of a watermark until the pool has been maintained. Must not sleep, lock or panic.
+    fn ring(&self);
+}

@@ -1,0 +1,100 @@
+//! Many frames in one call: the slot is owned once for as many as it has, not once for each.
+
+use super::{AllocError, FramePool, Request};
+use crate::{frame::Frame, platform::Platform, raw::magazine::FrameNumber, source::FrameSource};
+
+/// Frames that move between the slot and the caller at a time, on the stack.
+const CHUNK: usize = 64;
+
+impl<S: FrameSource, P: Platform> FramePool<S, P> {
+    /// Fills `out` with frames from the front on and returns how many it got. Entries that still hold a frame give it back
+    /// first.
+    ///
+    /// From any context; the bound is that of [`alloc`](Self::alloc) for each magazine, not for each frame.
+    ///
+    /// # Errors
+    /// [`AllocError`] if there was not even one frame.
+    pub fn alloc_bulk<'p>(
+        &'p self,
+        request: Request,
+        out: &mut [Option<Frame<'p, S, P>>],
+    ) -> Result<usize, AllocError> {
+        self.free_bulk(out);
+        let mut filled = 0;
+        while filled < out.len() {
+            let rest = out.get_mut(filled..).unwrap_or_default();
+            let mut chunk: [FrameNumber; CHUNK] = [0; CHUNK];
+            let wanted = rest.len().min(CHUNK);
+            let mut got = self.cache.pop_many(&self.platform, chunk.get_mut(..wanted).unwrap_or_default());
+            if got == 0 {
+                match (self.take(request), chunk.first_mut()) {
+                    (Ok(frame), Some(first)) => (*first, got) = (frame, 1),
+                    (Err(error), _) if filled == 0 => return Err(error),
+                    _ => return Ok(filled),
+                }
+            }
+            for (entry, &number) in rest.iter_mut().zip(chunk.iter().take(got)) {
+                *entry = Some(Frame::new(self, number));
+            }
+            filled += got;
+        }
+        Ok(filled)
+    }
+
+    /// Fills all of `out`, or leaves it empty. Otherwise as [`alloc_bulk`](Self::alloc_bulk).
+    ///
+    /// # Errors
+    /// [`AllocError`] if there were fewer frames than entries; those that there were went back.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use framepool::{AnonymousMemory, Builder, Request};
+    /// # let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+    /// let mut frames = [const { None }; 16];
+    /// pool.alloc_bulk_exact(Request::ORDINARY, &mut frames)?;
+    /// assert!(frames.iter().all(Option::is_some));
+    /// pool.free_bulk(&mut frames);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn alloc_bulk_exact<'p>(
+        &'p self,
+        request: Request,
+        out: &mut [Option<Frame<'p, S, P>>],
+    ) -> Result<(), AllocError> {
+        let filled = self.alloc_bulk(request, out)?;
+        if filled == out.len() {
+            return Ok(());
+        }
+        self.free_bulk(out);
+        Err(self.reason(request))
+    }
+
+    /// Gives back every frame in `frames`, of this pool or another.
+    ///
+    /// From any context; never fails. The bound is that of a single free for each magazine, not for each frame.
+    pub fn free_bulk<'p>(&'p self, frames: &mut [Option<Frame<'p, S, P>>]) {
+        let mut chunk: [FrameNumber; CHUNK] = [0; CHUNK];
+        for entries in frames.chunks_mut(CHUNK) {
+            let mut length = 0;
+            for entry in entries {
+                let Some(frame) = entry.take_if(|frame| frame.is_of(self)) else {
+                    *entry = None;
+                    continue;
+                };
+                if let Some(place) = chunk.get_mut(length) {
+                    *place = frame.into_number();
+                    length += 1;
+                }
+            }
+            self.give_many(chunk.get(..length).unwrap_or_default());
+        }
+    }
+
+    fn give_many(&self, frames: &[FrameNumber]) {
+        let put = if self.reserve.missing() == 0 { self.cache.push_many(&self.platform, frames) } else { 0 };
+        for &frame in frames.iter().skip(put) {
+            self.give(frame);
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! How a pool is built: every number is checked before the first frame is asked for.
+
+use crate::{
+    pool::{depot, fallback::FallbackPolicy},
+    raw::{
+        arena::Measure,
+        magazine::FrameNumber,
+        registry::Registry,
+        slot::{MAGAZINE_LIMIT, MAGAZINE_SIZE_LIMIT, Slot},
+    },
+    sync::{atomic::AtomicU32, cell::UnsafeCell},
+};
+use core::{alloc::Layout, error::Error, fmt};
+use crossbeam_utils::CachePadded;
+
+/// The fill levels at which something happens, in frames of the shared stock (depot and reserve; the caches of the
+/// CPUs come on top). `min` ≤ `low` ≤ `high` ≤ `max` ≤ capacity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watermarks {
+    /// The reserve: frames that only [`Class::Critical`](crate::Class::Critical) takes.
+    pub min: u32,
+    /// Below this the worker is rung and refills.
+    pub low: u32,
+    /// The worker never fills beyond this, and trims down to it.
+    pub high: u32,
+    /// Above this the worker is rung and gives frames back to the source.
+    pub max: u32,
+}
+
+impl Watermarks {
+    /// Watermarks for a pool of `capacity` frames about whose use nothing is known: a reserve of one thirty-second, refill
+    /// from an eighth up to a half, trimming above three quarters.
+    pub const fn for_capacity(capacity: u32) -> Self {
+        Self { min: capacity / 32, low: capacity / 8, high: capacity / 2, max: capacity - capacity / 4 }
+    }
+}
+
+/// Builds a [`FramePool`](crate::FramePool).
+///
+/// ```
+/// # #[cfg(feature = "std")] {
+/// use framepool::{AnonymousMemory, Builder, FallbackPolicy, LinuxPlatform, Watermarks};
+///
+/// let pool = Builder::new(1024)
+///     .watermarks(Watermarks { min: 16, low: 128, high: 512, max: 768 })
+///     .fallback(FallbackPolicy::Budget(8))
+///     .build(AnonymousMemory::new(1024).unwrap(), LinuxPlatform::new())
+///     .unwrap();
+/// assert_eq!(pool.stats().stock, 512, "filled up to `high`");
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Builder {
+    pub(crate) capacity: u32,
+    pub(crate) watermarks: Watermarks,
+    pub(crate) magazine_size: Option<u32>,
+    pub(crate) cpus: Option<usize>,
+    pub(crate) fallback: FallbackPolicy,
+    pub(crate) frame_size: u32,
+    pub(crate) initial: Option<u32>,
+}
+
+/// The number of CPUs assumed when neither the host nor the platform says.
+const CPUS_DEFAULT: usize = 16;
+const CPUS_LIMIT: usize = 4096;
+/// The size of a frame in bytes.
+pub(crate) const FRAME_SIZE: u32 = 4096;
+/// Measured: two threads that take and give 1,024 frames at a time hardly meet at the depot with this size.
+const MAGAZINE_SIZE_DEFAULT: u32 = 256;
+
+impl Builder {
+    /// A pool that may own up to `capacity` frames.
+    pub const fn new(capacity: u32) -> Self {
+        Self {
+            capacity,
+            watermarks: Watermarks::for_capacity(capacity),
+            magazine_size: None,
+            cpus: None,
+            fallback: FallbackPolicy::Always,
+            frame_size: FRAME_SIZE,
+            initial: None,
+        }
+    }
+
+    /// The watermarks, in frames. Default: [`Watermarks::for_capacity`].
+    pub const fn watermarks(self, watermarks: Watermarks) -> Self {
+        Self { watermarks, ..self }
+    }
+
+    /// How many frames a magazine takes, 1 to 4,095. Default: 256, less for a small pool, so that the caches of all CPUs
+    /// together cannot hold more than half of it.
+    pub const fn magazine_size(self, frames: u32) -> Self {
+        Self { magazine_size: Some(frames), ..self }
+    }
+
+    /// How many CPUs have a cache of their own, 1 to 4,096: the number of possible CPUs. CPUs beyond it share. Default: what
+    /// Linux says is possible for [`start`](Self::start), 16 otherwise.
+    pub const fn cpus(self, cpus: usize) -> Self {
+        Self { cpus: Some(cpus), ..self }
+    }
+
+    /// What an empty pool does for a caller that needs a frame at once. Default: [`FallbackPolicy::Always`].
+    pub const fn fallback(self, policy: FallbackPolicy) -> Self {
+        Self { fallback: policy, ..self }
+    }
+
+    /// How many frames to fetch at construction. Default: the `high` watermark.
+    pub const fn initial(self, frames: u32) -> Self {
+        Self { initial: Some(frames), ..self }
+    }
+
+    /// The bookkeeping memory that the pool needs, in bytes and alignment: for `build_in`.
+    ///
+    /// # Errors
+    /// As the construction itself; nothing is asked from the source.
+    pub fn memory_layout(&self) -> Result<Layout, BuildError> {
+        self.extents()?.layout()
+    }
+
+    /// Checks every number and derives the sizes of the structures.
+    pub(crate) fn extents(&self) -> Result<Extents, BuildError> {
+        let Watermarks { min, low, high, max } = self.watermarks;
+        if self.capacity == 0 {
+            return Err(BuildError::CapacityZero);
+        }
+        if self.capacity == FrameNumber::MAX {
+            return Err(BuildError::CapacityTooLarge { capacity: self.capacity });
+        }
+        if min > low || low > high || high > max || max > self.capacity {
+            return Err(BuildError::Watermarks { watermarks: self.watermarks, capacity: self.capacity });
+        }
+        let initial = self.initial.unwrap_or(high);
+        if initial < min || initial > self.capacity {
+            return Err(BuildError::Initial { initial, min, capacity: self.capacity });
+        }
+        let cpus = self.cpus.unwrap_or(CPUS_DEFAULT);
+        if cpus == 0 || cpus > CPUS_LIMIT {
+            return Err(BuildError::Cpus { cpus });
+        }
+        let magazine_size = self.magazine_size.unwrap_or_else(|| {
+            let share = self.capacity / (4 * cpus as u32);
+            share.clamp(1, MAGAZINE_SIZE_DEFAULT)
+        });
+        if magazine_size == 0 || magazine_size > MAGAZINE_SIZE_LIMIT {
+            return Err(BuildError::MagazineSize { magazine_size });
+        }
+        let magazines = self.capacity.div_ceil(magazine_size) as usize + cpus * (2 + depot::IN_PROGRESS);
+        if magazines >= MAGAZINE_LIMIT as usize {
+            return Err(BuildError::TooManyMagazines { magazine_size });
+        }
+        Ok(Extents { capacity: self.capacity, reserve: min, initial, cpus, magazine_size, magazines })
+    }
+}
+
+/// How large each structure of a pool is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extents {
+    pub(crate) capacity: u32,
+    pub(crate) reserve: u32,
+    pub(crate) initial: u32,
+    pub(crate) cpus: usize,
+    pub(crate) magazine_size: u32,
+    pub(crate) magazines: usize,
+}
+
+impl Extents {
+    pub(crate) fn entries(&self) -> usize {
+        self.magazines * self.magazine_size as usize
+    }
+
+    pub(crate) fn positions(&self) -> usize {
+        Registry::positions(self.capacity)
+    }
+
+    /// The memory for all structures, in the order in which `FramePool` carves them.
+    pub(crate) fn layout(&self) -> Result<Layout, BuildError> {
+        Measure::new()
+            .array::<CachePadded<Slot>>(self.cpus)
+            .array::<UnsafeCell<FrameNumber>>(self.entries())
+            .array::<AtomicU32>(self.magazines) // links
+            .array::<AtomicU32>(self.magazines) // lengths
+            .array::<AtomicU32>(self.reserve as usize) // links
+            .array::<AtomicU32>(self.reserve as usize) // cells
+            .array::<AtomicU32>(self.positions())
+            .finish()
+            .ok_or(BuildError::CapacityTooLarge { capacity: self.capacity })
+    }
+}
+
+/// Why a pool could not be built. Nothing is left behind; frames that were fetched went back to the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A pool of no frames.
+    CapacityZero,
+    /// The bookkeeping would not fit into the address space, or the frames cannot be numbered.
+    CapacityTooLarge {
+        /// What was asked for, in frames.
+        capacity: u32,
+    },
+    /// Not `min` ≤ `low` ≤ `high` ≤ `max` ≤ capacity.
+    Watermarks {
+        /// What was asked for.
+        watermarks: Watermarks,
+        /// The capacity, in frames.
+        capacity: u32,
+    },
+    /// The initial fill is less than the reserve or more than the capacity.
+    Initial {
+        /// What was asked for, in frames.
+        initial: u32,
+        /// The reserve, in frames.
+        min: u32,
+        /// The capacity, in frames.
+        capacity: u32,
+    },
+    /// No CPU, or more than 4,096.
+    Cpus {
+        /// What was asked for.
+        cpus: usize,
+    },
+    /// A magazine of no frames, or of more than 4,095.
+    MagazineSize {
+        /// What was asked for, in frames.
+        magazine_size: u32,
+    },
+    /// More magazines than can be numbered.
+    TooManyMagazines {
+        /// The size that was too small, in frames.
+        magazine_size: u32,
+    },
+    /// The memory given for the bookkeeping is too small.
+    MemoryTooSmall {
+        /// What was given, in bytes.
+        given: usize,
+        /// What is needed, in bytes, the padding for alignment included.
+        needed: usize,
+    },
+    /// The heap has no room for the bookkeeping.
+    NoHeap {
+        /// What is needed, in bytes.
+        needed: usize,
+    },
+    /// The source's base is not a multiple of the frame size.
+    BaseMisaligned,
+    /// The source could not fill the reserve, so the pool could not promise anything.
+    SourceExhausted {
+        /// What the reserve needs, in frames.
+        wanted: u32,
+        /// What the source gave, in frames.
+        got: u32,
+    },
+    /// The system refused a thread for the worker.
+    NoThread,
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CapacityZero => write!(formatter, "a pool of no frames: give a capacity of at least 1"),
+            Self::CapacityTooLarge { capacity } => {
+                write!(
+                    formatter,
+                    "a capacity of {capacity} frames cannot be numbered here: split it over several pools"
+                )
+            }
+            Self::Watermarks { watermarks: Watermarks { min, low, high, max }, capacity } => write!(
+                formatter,
+                "watermarks min {min}, low {low}, high {high}, max {max} with a capacity of {capacity} frames: they must \
+                 not descend in this order"
+            ),
+            Self::Initial { initial, min, capacity } => write!(
+                formatter,
+                "an initial fill of {initial} frames: give at least the reserve of {min} and at most the capacity of \
+                 {capacity}"
+            ),
+            Self::Cpus { cpus } => write!(formatter, "{cpus} CPUs: give 1 to {CPUS_LIMIT}"),
+            Self::MagazineSize { magazine_size } => {
+                write!(formatter, "magazines of {magazine_size} frames: give 1 to {MAGAZINE_SIZE_LIMIT}")
+            }
+            Self::TooManyMagazines { magazine_size } => {
+                write!(formatter, "too many magazines of {magazine_size} frames: give a larger magazine size")
+            }
+            Self::MemoryTooSmall { given, needed } => write!(
+                formatter,
+                "{given} bytes given for the bookkeeping, {needed} needed: ask memory_layout and mind the alignment"
+            ),
+            Self::NoHeap { needed } => {
+                write!(formatter, "the heap has no {needed} bytes for the bookkeeping")
+            }
+            Self::BaseMisaligned => {
+                write!(formatter, "the source's base address must be a multiple of the frame size")
+            }
+            Self::SourceExhausted { wanted, got } => write!(
+                formatter,
+                "the source gave {got} of the {wanted} frames of the reserve: lower min or give the source more memory"
+            ),
+            Self::NoThread => {
+                write!(formatter, "the system refused a thread: call maintain yourself, or free threads")
+            }
+        }
+    }
+}
+
+impl Error for BuildError {}

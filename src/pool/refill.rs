@@ -1,0 +1,255 @@
+//! Supply: what the worker, or a host that has no threads, does for the pool in one pass.
+//!
+//! How much to fetch follows use. Demand is what was drawn from the stock since the last pass; the policy keeps its
+//! exponentially weighted mean and a peak that decays. Below `low` the stock is filled up to `low` plus the larger of both,
+//! and never beyond `high`: a quiet pool stays near `low`, a busy one gets the room that its bursts need.
+
+use super::{FramePool, Watermarks, close::CHUNK, config::BuildError, door::Door};
+use crate::{frame::PhysAddr, platform::Platform, raw::magazine::FrameNumber, source::FrameSource};
+use core::time::Duration;
+
+/// The wait after the first failure of the source; it doubles with each further one.
+const BACK_OFF_FIRST: Duration = Duration::from_millis(1);
+/// How often it doubles.
+const BACK_OFF_DOUBLINGS: u32 = 10;
+
+/// What one pass did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Maintenance {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Frames fetched from the source.
+    pub fetched: u32,
+    /// Frames given back to the source.
+    pub trimmed: u32,
+    /// How long to leave the source alone, whoever rings: after each failure twice as long, up to about a second.
+    pub retry_after: Option<Duration>,
+}
+
+/// How a pass ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The stock is where it should be.
+    Done,
+    /// The source had too little; the pool goes on serving with what it has.
+    SourceFailed,
+    /// The pool owns as many frames as it may, and most of them are out.
+    AtCapacity,
+    /// Somebody else is maintaining the pool at this moment.
+    Busy,
+}
+
+/// What the worker remembers from pass to pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Policy {
+    drawn: u64,
+    /// Mean demand of a pass, in 1/16 frames.
+    mean: u64,
+    peak: u64,
+    failures: u32,
+}
+
+impl Policy {
+    /// Notes the frames drawn in total, and returns the stock that the next fill should reach.
+    fn target(&mut self, drawn: u64, marks: Watermarks) -> u32 {
+        let demand = drawn.saturating_sub(self.drawn);
+        self.drawn = drawn;
+        // A new pass counts for a quarter.
+        self.mean = self.mean - self.mean / 4 + demand.saturating_mul(16) / 4;
+        self.peak = demand.max(self.peak - self.peak.div_ceil(8));
+        let expected = u32::try_from((self.mean / 16).max(self.peak).max(1)).unwrap_or(u32::MAX);
+        marks.low.saturating_add(expected).min(marks.high)
+    }
+
+    /// How long to leave the source alone after it failed.
+    fn back_off(&mut self) -> Duration {
+        let wait = BACK_OFF_FIRST * (1 << self.failures.min(BACK_OFF_DOUBLINGS));
+        self.failures = self.failures.saturating_add(1);
+        wait
+    }
+}
+
+/// Room at the door for frames under way; what is not used goes back, also when the source panics.
+struct Room<'d> {
+    door: &'d Door,
+    frames: u32,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.door.return_room(self.frames);
+    }
+}
+
+impl<S: FrameSource, P: Platform> FramePool<S, P> {
+    /// One pass: answers the doorbell, refills the reserve and the stock, trims above `max`. The worker thread does nothing
+    /// else; a host without threads calls this when [`Platform::ring`] asked for it, and now and then.
+    ///
+    /// Thread context only: the source may sleep. Bounded by the frames that move.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use framepool::{AnonymousMemory, Builder, LinuxPlatform, Outcome, Watermarks};
+    /// let marks = Watermarks { min: 0, low: 8, high: 16, max: 32 };
+    /// let source = AnonymousMemory::new(64)?;
+    /// let pool = Builder::new(64).watermarks(marks).initial(0).build(source, LinuxPlatform::new())?;
+    /// let pass = pool.maintain();
+    /// assert_eq!(pass.outcome, Outcome::Done);
+    /// assert_eq!(u64::from(pass.fetched), pool.stats().stock);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn maintain(&self) -> Maintenance {
+        let busy =
+            Maintenance { outcome: Outcome::Busy, fetched: 0, trimmed: 0, retry_after: Some(BACK_OFF_FIRST) };
+        self.maintenance.try_with(|policy| self.pass(policy)).unwrap_or(busy)
+    }
+
+    fn pass(&self, policy: &mut Policy) -> Maintenance {
+        // Answered first: a crossing that happens from here on rings again (INV-6).
+        let depot = self.depot.level().answered();
+        self.fallback.renew();
+        self.recover_overflow();
+        self.stats();
+        let marks = self.watermarks;
+        let target = policy.target(self.depot.drawn(), marks);
+        let missing = self.reserve.missing();
+        let stock = depot.saturating_add(self.reserve.target().saturating_sub(missing));
+        let mut done = Maintenance { outcome: Outcome::Done, fetched: 0, trimmed: 0, retry_after: None };
+        if stock > marks.max {
+            done.trimmed = self.trim(stock - marks.high);
+        } else if stock < marks.low || depot == 0 || missing > 0 {
+            let wanted = target.saturating_sub(stock).max(missing);
+            (done.fetched, done.outcome) = self.fill(wanted);
+        }
+        match done.outcome {
+            Outcome::SourceFailed | Outcome::AtCapacity => done.retry_after = Some(policy.back_off()),
+            Outcome::Done | Outcome::Busy => policy.failures = 0,
+        }
+        done
+    }
+
+    /// The first frames of a pool.
+    pub(super) fn fill_at_construction(&self, initial: u32) -> Result<(), BuildError> {
+        let (got, _) = self.fill(initial);
+        let wanted = self.reserve.target();
+        if got < wanted { Err(BuildError::SourceExhausted { wanted, got }) } else { Ok(()) }
+    }
+
+    /// Fetches up to `wanted` frames: into the reserve while it lacks some, then into the depot.
+    fn fill(&self, wanted: u32) -> (u32, Outcome) {
+        let mut fetched = 0;
+        let mut outcome = Outcome::Done;
+        while fetched < wanted {
+            match self.fetch((wanted - fetched).min(CHUNK as u32)) {
+                Ok(0) => outcome = Outcome::SourceFailed,
+                Ok(frames) => fetched += frames,
+                Err(failed) => outcome = failed,
+            }
+            if outcome != Outcome::Done {
+                break;
+            }
+        }
+        if outcome == Outcome::SourceFailed {
+            self.counters.source_failures.add(1);
+        }
+        if fetched > 0 {
+            self.counters.refills.add(1);
+            self.counters.refilled.add(u64::from(fetched));
+        }
+        (fetched, outcome)
+    }
+
+    /// Fetches up to `wanted` frames, at most [`CHUNK`], in one request; how many the pool took in.
+    fn fetch(&self, wanted: u32) -> Result<u32, Outcome> {
+        let mut room = Room { door: &self.door, frames: self.door.make_room(wanted) };
+        if room.frames == 0 {
+            return Err(Outcome::AtCapacity);
+        }
+        let mut addresses = [PhysAddr::new(0); CHUNK];
+        let requested = addresses.get_mut(..room.frames as usize).unwrap_or_default();
+        let supplied = self.source.supply(requested).map_err(|_| Outcome::SourceFailed)?;
+        let mut taken_in = 0;
+        let mut chunk: [FrameNumber; CHUNK] = [0; CHUNK];
+        let mut length = 0;
+        for address in requested.iter().take(supplied) {
+            let Some(frame) = self.door.admit(*address) else { continue };
+            room.frames -= 1;
+            taken_in += 1;
+            if let (Err(frame), Some(place)) = (self.reserve.put(frame), chunk.get_mut(length)) {
+                *place = frame;
+                length += 1;
+            }
+        }
+        self.stock(chunk.get(..length).unwrap_or_default());
+        Ok(taken_in)
+    }
+
+    /// Puts frames into the depot, magazine by magazine.
+    fn stock(&self, frames: &[FrameNumber]) {
+        let mut rest = frames.iter();
+        while !rest.as_slice().is_empty() {
+            let Some(mut magazine) = self.depot.take_vacant() else {
+                rest.for_each(|&frame| self.put_one(frame));
+                return;
+            };
+            let before = magazine.length();
+            while let Some(&frame) = rest.as_slice().first() {
+                if self.cache.magazines().push(&mut magazine, frame).is_err() {
+                    break;
+                }
+                rest.next();
+            }
+            let ring = self.depot.level().added(magazine.length() - before);
+            self.ring(ring);
+            self.depot.put(magazine);
+        }
+    }
+
+    /// Gives up to `excess` frames of the depot back to the source; how many.
+    fn trim(&self, excess: u32) -> u32 {
+        let mut trimmed = 0;
+        while trimmed < excess {
+            let Some(mut magazine) = self.depot.take_stocked() else { break };
+            let sent = self.send_back_from(&mut magazine, excess - trimmed);
+            let ring = self.depot.level().removed(sent);
+            self.ring(ring);
+            self.depot.put(magazine);
+            trimmed += sent;
+        }
+        self.counters.trimmed.add(u64::from(trimmed));
+        trimmed
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const MARKS: Watermarks = Watermarks { min: 0, low: 10, high: 100, max: 200 };
+
+    #[test]
+    fn the_target_follows_demand_and_stays_between_low_and_high() {
+        let mut policy = Policy::default();
+        assert_eq!(policy.target(0, MARKS), 11);
+        assert_eq!(policy.target(40, MARKS), 50);
+        assert_eq!(policy.target(1000, MARKS), 100);
+        let mut targets = std::vec::Vec::new();
+        for _ in 0..60 {
+            targets.push(policy.target(1000, MARKS));
+        }
+        assert!(targets.is_sorted_by(|a, b| a >= b));
+        assert_eq!(targets.last(), Some(&11));
+    }
+
+    #[test]
+    fn the_back_off_doubles_up_to_about_a_second() {
+        let mut policy = Policy::default();
+        assert_eq!(policy.back_off(), Duration::from_millis(1));
+        assert_eq!(policy.back_off(), Duration::from_millis(2));
+        let longest = (0..50).map(|_| policy.back_off()).max();
+        assert_eq!(longest, Some(Duration::from_millis(1024)));
+    }
+}

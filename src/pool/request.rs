@@ -1,0 +1,79 @@
+//! What a caller asks for, and why it may not get it.
+
+use core::{error::Error, fmt};
+
+/// How far down a caller may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Stops at the `min` watermark: everybody but the path that frees memory.
+    Ordinary,
+    /// May take the reserve below `min` too: for the path that frees memory (swap, write-back), which must go on.
+    Critical,
+}
+
+/// One caller's wish: a class, and whether the host may be asked for a frame when the pool has none.
+///
+/// ```
+/// use framepool::{Class, Request};
+/// let request = Request::CRITICAL.without_fallback();
+/// assert_eq!(request.class(), Class::Critical);
+/// assert!(!request.allows_fallback());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    class: Class,
+    fallback: bool,
+}
+
+impl Request {
+    /// An ordinary caller, who takes the fallback if the pool's policy allows it.
+    pub const ORDINARY: Self = Self { class: Class::Ordinary, fallback: true };
+    /// A caller on the path that frees memory, who takes the fallback if the pool's policy allows it.
+    pub const CRITICAL: Self = Self { class: Class::Critical, fallback: true };
+
+    /// The same wish, but the host is not asked.
+    pub const fn without_fallback(self) -> Self {
+        Self { fallback: false, ..self }
+    }
+
+    /// How far down the caller may go.
+    pub const fn class(self) -> Class {
+        self.class
+    }
+
+    /// Whether the host may be asked, as far as the pool's policy goes.
+    pub const fn allows_fallback(self) -> bool {
+        self.fallback
+    }
+}
+
+/// Why there is no frame. Nothing was changed; the pool works again as soon as a frame comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AllocError {
+    /// Caches, depot and reserve hold nothing that this caller may take, and the host was not to be asked.
+    Exhausted,
+    /// As `Exhausted`, but the reserve still holds frames, for [`Class::Critical`] only.
+    ReserveOnly,
+    /// The pool holds nothing and the host had nothing either, or the fallback's budget is used up.
+    FallbackFailed,
+    /// The pool is being closed.
+    Closed,
+}
+
+impl fmt::Display for AllocError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Exhausted => "the pool is empty: free a frame, wait for the worker, or allow the fallback",
+            Self::ReserveOnly => {
+                "only the reserve is left: free a frame, or ask as Critical on the path that frees memory"
+            }
+            Self::FallbackFailed => {
+                "the pool is empty and the host had no frame at once: free a frame or wait for the worker"
+            }
+            Self::Closed => "the pool is being closed: take frames from another one",
+        })
+    }
+}
+
+impl Error for AllocError {}

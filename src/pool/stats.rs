@@ -1,0 +1,101 @@
+//! What the pool tells about itself; no path of the pool reads it back (R15).
+
+use core::fmt;
+
+/// A snapshot of a pool's state and counters, in frames or in events.
+///
+/// Exact when no operation is in progress; approximate by the frames in their hands otherwise. Taking it reads one word
+/// and two counters for each CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Frames that the pool may own.
+    pub capacity: u64,
+    /// Frames that the pool owns: in it or out.
+    pub owned: u64,
+    /// Frames that are out: owned, and not in the caches, the stock or the overflow.
+    pub in_use: u64,
+    /// The most frames in use that a snapshot or a pass of the worker has seen.
+    pub in_use_peak: u64,
+    /// Frames in the caches of the CPUs.
+    pub cached: u64,
+    /// Frames in the shared stock: depot and reserve. What the watermarks are compared with.
+    pub stock: u64,
+    /// Frames in the reserve, of those in the stock.
+    pub reserve: u64,
+    /// Frames waiting in the overflow, for want of a magazine.
+    pub overflow: u64,
+    /// Allocations served by the CPU's own cache (tier 1).
+    pub cache_hits: u64,
+    /// Allocations served by the depot (tier 2).
+    pub depot_hits: u64,
+    /// Allocations served from another CPU's cache (tier 3).
+    pub steals: u64,
+    /// Allocations served by the reserve (tier 4).
+    pub reserve_hits: u64,
+    /// Allocations served by the host at once (tier 5).
+    pub fallback_taken: u64,
+    /// Requests to the host that brought nothing: it had none, the budget was used up, or the pool was at its capacity.
+    pub fallback_failed: u64,
+    /// Allocations that failed.
+    pub exhausted: u64,
+    /// Frames that came back.
+    pub freed: u64,
+    /// Passes of the worker that fetched frames.
+    pub refills: u64,
+    /// Frames that the worker fetched, the initial fill included.
+    pub refilled: u64,
+    /// Requests of the worker that the source refused.
+    pub source_failures: u64,
+    /// Frames that the source handed out and the pool did not take in: misaligned, out of its window, or twice.
+    pub refused: u64,
+    /// Frames that the worker gave back to the source.
+    pub trimmed: u64,
+    /// How often the doorbell was rung.
+    pub rings: u64,
+    /// Operations that found their CPU's cache in use by the code they interrupted, and went to the depot.
+    pub collisions: u64,
+    /// Table frames that were given up because an invalidation was dropped instead of completed.
+    pub table_frames_leaked: u64,
+}
+
+impl Stats {
+    /// Every figure with its name, in the order of the fields: for reports.
+    pub const fn figures(&self) -> [(&'static str, u64); 24] {
+        [
+            ("capacity", self.capacity),
+            ("owned", self.owned),
+            ("in_use", self.in_use),
+            ("in_use_peak", self.in_use_peak),
+            ("cached", self.cached),
+            ("stock", self.stock),
+            ("reserve", self.reserve),
+            ("overflow", self.overflow),
+            ("cache_hits", self.cache_hits),
+            ("depot_hits", self.depot_hits),
+            ("steals", self.steals),
+            ("reserve_hits", self.reserve_hits),
+            ("fallback_taken", self.fallback_taken),
+            ("fallback_failed", self.fallback_failed),
+            ("exhausted", self.exhausted),
+            ("freed", self.freed),
+            ("refills", self.refills),
+            ("refilled", self.refilled),
+            ("source_failures", self.source_failures),
+            ("refused", self.refused),
+            ("trimmed", self.trimmed),
+            ("rings", self.rings),
+            ("collisions", self.collisions),
+            ("table_frames_leaked", self.table_frames_leaked),
+        ]
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, value) in self.figures() {
+            writeln!(formatter, "{name:<20} {value:>12}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,190 @@
+//! The worker: the one thread that maintains a pool, and how it starts, sleeps and stops.
+//!
+//! It calls [`FramePool::maintain`] when the doorbell rings, and now and then without; after a failure of the source it
+//! leaves the source alone for as long as the pass says, whoever rings. It holds the pool itself, so that a source that hangs
+//! never hangs in memory that is gone: dropping the pool waits a moment, and then leaves worker, pool and source to finish on
+//! their own.
+
+use super::{BuildError, Builder, CloseError, FramePool};
+use crate::{
+    platform::linux::LinuxPlatform,
+    source::FrameSource,
+    sync::atomic::{AtomicBool, Ordering},
+};
+use alloc::sync::Arc;
+use core::{fmt, ops::Deref, time::Duration};
+use parking_lot::{Condvar, Mutex};
+use std::{
+    thread::{self, JoinHandle},
+    time::Instant,
+};
+
+/// The longest sleep of a worker that nobody rings: demand decays pass by pass.
+const IDLE: Duration = Duration::from_secs(1);
+/// How long stopping waits for a worker that is with the source.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// A pool in a Linux process together with its worker thread, which stops when this is dropped.
+///
+/// Everything else is [`FramePool`], to which this dereferences.
+pub struct WorkedPool<S: FrameSource + Send + Sync + 'static> {
+    /// None if the system refused a thread when the worker was to be started again.
+    worker: Option<Worker>,
+    pool: Arc<FramePool<S, LinuxPlatform>>,
+}
+
+/// The thread, as the owner of the pool sees it.
+struct Worker {
+    control: Arc<Control>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the owner and the thread share.
+struct Control {
+    stop: AtomicBool,
+    exited: Mutex<bool>,
+    exit: Condvar,
+    ring: std::boxed::Box<dyn Fn() + Send + Sync>,
+}
+
+impl Builder {
+    /// Builds the pool in this Linux process and starts its worker.
+    ///
+    /// Thread context: the source may sleep.
+    ///
+    /// # Errors
+    /// [`BuildError`]; nothing is left behind.
+    pub fn start<S: FrameSource + Send + Sync + 'static>(
+        self,
+        source: S,
+    ) -> Result<WorkedPool<S>, BuildError> {
+        let cpus = self.cpus.unwrap_or_else(LinuxPlatform::possible_cpus);
+        let pool = Arc::new(self.cpus(cpus).build(source, LinuxPlatform::new())?);
+        let worker = Worker::spawn(&pool).ok_or(BuildError::NoThread)?;
+        Ok(WorkedPool { worker: Some(worker), pool })
+    }
+}
+
+impl Worker {
+    fn spawn<S: FrameSource + Send + Sync + 'static>(
+        pool: &Arc<FramePool<S, LinuxPlatform>>,
+    ) -> Option<Self> {
+        let (ringer, pool) = (Arc::downgrade(pool), Arc::clone(pool));
+        let ring = move || {
+            if let Some(pool) = ringer.upgrade() {
+                pool.platform().doorbell().ring();
+            }
+        };
+        let control = Arc::new(Control {
+            stop: AtomicBool::new(false),
+            exited: Mutex::new(false),
+            exit: Condvar::new(),
+            ring: std::boxed::Box::new(ring),
+        });
+        let exit = Exit(Arc::clone(&control));
+        let body = move || {
+            // In this order: the pool is let go before the exit is announced, also when the source panics.
+            let (exit, pool) = (exit, pool);
+            exit.0.work(&pool);
+        };
+        let thread = thread::Builder::new().name("framepool".into()).spawn(body).ok()?;
+        Some(Self { control, thread: Some(thread) })
+    }
+
+    /// Asks the thread to stop and waits for it for a moment; whether it did. If not, it goes on with its pool.
+    fn stop(&mut self) -> bool {
+        // Ordering: Release; with the ring behind it, the worker that answers sees the flag (Acquire in `is_stopping`).
+        self.control.stop.store(true, Ordering::Release);
+        (self.control.ring)();
+        let mut exited = self.control.exited.lock();
+        self.control.exit.wait_while_for(&mut exited, |exited| !*exited, GRACE);
+        if *exited && let Some(thread) = self.thread.take() {
+            drop(exited);
+            // A source that panicked has said so itself.
+            let _ = thread.join();
+            return true;
+        }
+        false
+    }
+}
+
+impl Drop for Worker {
+    /// Stops the thread, or leaves it to finish on its own when it is stuck in the source.
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.stop();
+        }
+    }
+}
+
+impl Control {
+    fn is_stopping(&self) -> bool {
+        // Ordering: Acquire pairs with the Release in `stop`; nothing but the flag itself is read behind it.
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn work<S: FrameSource>(&self, pool: &FramePool<S, LinuxPlatform>) {
+        while !self.is_stopping() {
+            let pass = pool.maintain();
+            let doorbell = pool.platform().doorbell();
+            // Rings are not answered while the source is left alone: the pool goes on, and is rung at most once.
+            let until = pass.retry_after.map(|wait| Instant::now() + wait);
+            loop {
+                let left = until.map_or(IDLE, |until| until.saturating_duration_since(Instant::now()));
+                doorbell.wait(Some(left));
+                if self.is_stopping() || until.is_none_or(|until| Instant::now() >= until) {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Announces the thread's end when it is dropped.
+struct Exit(Arc<Control>);
+
+impl Drop for Exit {
+    fn drop(&mut self) {
+        *self.0.exited.lock() = true;
+        self.0.exit.notify_all();
+    }
+}
+
+impl<S: FrameSource + Send + Sync + 'static> WorkedPool<S> {
+    /// Stops the worker, gives every frame back to the source, and the source to the caller.
+    ///
+    /// Thread context; waits for the worker for a moment.
+    ///
+    /// # Errors
+    /// [`CloseError`] gives the pool back, with a worker, when frames are out or the worker is stuck in the source.
+    pub fn close(self) -> Result<S, CloseError<Self>> {
+        let Self { worker, pool } = self;
+        if let Some(mut worker) = worker
+            && !worker.stop()
+        {
+            // Ordering: Release; as in `stop`. The thread goes on when the source lets it.
+            worker.control.stop.store(false, Ordering::Release);
+            return Err(CloseError::new(Self { worker: Some(worker), pool }, 0));
+        }
+        let again = |pool: Arc<FramePool<S, LinuxPlatform>>| Self { worker: Worker::spawn(&pool), pool };
+        match Arc::try_unwrap(pool) {
+            Ok(pool) => pool.close().map_err(|error| error.map(|pool| again(Arc::new(pool)))),
+            Err(pool) => Err(CloseError::new(again(pool), 0)),
+        }
+    }
+}
+
+impl<S: FrameSource + Send + Sync + 'static> Deref for WorkedPool<S> {
+    type Target = FramePool<S, LinuxPlatform>;
+
+    #[inline(always)]
+    fn deref(&self) -> &Self::Target {
+        &self.pool
+    }
+}
+
+impl<S: FrameSource + Send + Sync + 'static> fmt::Debug for WorkedPool<S> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("WorkedPool").field("pool", &**self).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,96 @@
+//! Owns the frames that came back when no magazine was left to put them into: a chain through the frames themselves.
+//!
+//! A pool has magazines for all its frames, two for each slot, and some for the operations in progress; only when more
+//! operations than that are stopped in the middle, each holding a magazine, does a free find none (user space with many
+//! more threads than CPUs). It must not fail and must not wait (INV-3), so the frame itself carries the link.
+//!
+//! # The word
+//! ```text
+//! head: number of the top frame + 1, 0 = empty          first word of a frame: the same for the frame below
+//! ```
+//! There is no tag and no ABA: frames are put on one by one, and taken off all at once. A push whose exchange succeeds has
+//! linked to the frame that is on top at that moment, whatever happened in between; a take-all compares nothing.
+
+use super::{
+    contents::{Contents, read_link, write_link},
+    magazine::FrameNumber,
+};
+use crate::{
+    frame::PhysAddr,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// A chain of frames that only grows until it is taken whole.
+#[derive(Debug)]
+pub(crate) struct Overflow {
+    head: AtomicU64,
+}
+
+impl Overflow {
+    pub(crate) fn new() -> Self {
+        Self { head: AtomicU64::new(0) }
+    }
+
+    /// Whether there is anything to take.
+    pub(crate) fn is_empty(&self) -> bool {
+        // Ordering: Relaxed; a hint that saves the exchange in `take_all`, which does the ordering.
+        self.head.load(Ordering::Relaxed) == 0
+    }
+
+    /// Adds a frame. Lock-free: a retry means that another context finished an operation.
+    ///
+    /// # Safety
+    /// The caller owns `frame` and gives it up; `address` is its address, which `contents` maps.
+    pub(crate) unsafe fn push(&self, contents: &impl Contents, frame: FrameNumber, address: PhysAddr) {
+        // Ordering: Relaxed; the exchange checks the value, nothing is read through it.
+        let mut head = self.head.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: the frame is still ours, since the exchange has not happened.
+            unsafe { write_link(contents, address, head) };
+            // Ordering: Release publishes the link and the contents to the Acquire of `take_all`; later pushes are
+            // read-modify-writes and continue the release sequence. On failure nothing is read, Relaxed.
+            let top = u64::from(frame) + 1;
+            match self.head.compare_exchange_weak(head, top, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(current) => head = current,
+            }
+        }
+    }
+
+    /// Takes all frames off. Wait-free: one exchange.
+    pub(crate) fn take_all(&self) -> Chain {
+        if self.is_empty() {
+            return Chain { next: 0 };
+        }
+        // Ordering: Acquire makes the links and the contents of every frame on the chain ours. Nothing is published by
+        // an empty chain.
+        Chain { next: self.head.swap(0, Ordering::Acquire) }
+    }
+}
+
+/// Frames taken off the overflow, owned by one operation, which must empty it.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Chain {
+    next: u64,
+}
+
+impl Chain {
+    /// The next frame of the chain; its first word is zero again.
+    ///
+    /// # Safety
+    /// `contents` maps the frames, and `address` gives the address of each by its number.
+    pub(crate) unsafe fn pop(
+        &mut self,
+        contents: &impl Contents,
+        address: impl Fn(FrameNumber) -> PhysAddr,
+    ) -> Option<FrameNumber> {
+        let frame = FrameNumber::try_from(self.next.checked_sub(1)?).ok()?;
+        // SAFETY: the chain was taken whole, so this frame is ours alone; its link was written by `push`.
+        unsafe {
+            self.next = read_link(contents, address(frame));
+            write_link(contents, address(frame), 0);
+        }
+        Some(frame)
+    }
+}

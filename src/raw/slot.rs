@@ -1,0 +1,317 @@
+//! Owns the state of one CPU's cache: which two magazines it holds and how full they are, in one word.
+//!
+//! # The word
+//! ```text
+//!  63 ........ 44 | 43 .... 32 | 31 ........ 12 | 11 ..... 0
+//!  previous index | its length | loaded index   | its length      TAKEN = all ones
+//! ```
+//! Swapping loaded and previous is a rotation by 32 bits; pop and push change the low twelve bits by one. One word
+//! means one committing store, whichever way the slot is owned (claimed, pinned, or in a restartable sequence).
+//!
+//! | state of the word | who may use the two magazines |
+//! |---|---|
+//! | `TAKEN` | the one operation that put it there, until it stores the next state |
+//! | any other | nobody; the next to take it |
+
+use super::arena::Carved;
+use super::magazine::{FrameNumber, Magazine, Magazines};
+use crate::sync::{atomic::AtomicU64, counter};
+use crossbeam_utils::CachePadded;
+
+const LENGTH_BITS: u32 = 12;
+const HALF_BITS: u32 = 32;
+const LENGTH_MASK: u64 = (1 << LENGTH_BITS) - 1;
+const HALF_MASK: u64 = (1 << HALF_BITS) - 1;
+
+/// The most frames that a magazine may hold.
+pub(crate) const MAGAZINE_SIZE_LIMIT: u32 = (1 << LENGTH_BITS) - 1;
+/// The most magazines that a pool may have: the index of all ones is kept for `TAKEN`.
+pub(crate) const MAGAZINE_LIMIT: u32 = (1 << (HALF_BITS - LENGTH_BITS)) - 1;
+
+/// Where in which magazine an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) magazine: u32,
+    pub(crate) position: u32,
+}
+
+/// The two magazines of a slot as a pure value with pure transitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SlotState(u64);
+
+impl SlotState {
+    /// Not a state: somebody is at work on the slot.
+    pub(crate) const TAKEN: u64 = u64::MAX;
+
+    pub(crate) const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    pub(crate) const fn word(self) -> u64 {
+        self.0
+    }
+
+    fn half(magazine: Magazine) -> u64 {
+        let (index, length) = magazine.into_parts();
+        u64::from(index) << LENGTH_BITS | u64::from(length)
+    }
+
+    pub(crate) fn holding(loaded: Magazine, previous: Magazine) -> Self {
+        Self(Self::half(previous) << HALF_BITS | Self::half(loaded))
+    }
+
+    const fn loaded_length(self) -> u32 {
+        (self.0 & LENGTH_MASK) as u32
+    }
+
+    const fn loaded_index(self) -> u32 {
+        ((self.0 & HALF_MASK) >> LENGTH_BITS) as u32
+    }
+
+    /// How many frames are in both magazines.
+    pub(crate) const fn frames(self) -> u32 {
+        self.loaded_length() + self.exchanged().loaded_length()
+    }
+
+    /// Loaded and previous in each other's place.
+    const fn exchanged(self) -> Self {
+        Self(self.0.rotate_left(HALF_BITS))
+    }
+
+    /// The state with the loaded magazine first in the line of those for which `wanted` holds, if there is one.
+    #[inline(always)]
+    fn with_loaded(self, wanted: impl Fn(u32) -> bool) -> Option<Self> {
+        if wanted(self.loaded_length()) {
+            return Some(self);
+        }
+        let exchanged = self.exchanged();
+        wanted(exchanged.loaded_length()).then_some(exchanged)
+    }
+
+    /// Takes one frame: the state after it and the entry that held it.
+    #[inline(always)]
+    pub(crate) fn pop(self) -> Option<(Self, Entry)> {
+        let state = self.with_loaded(|length| length > 0)?;
+        let after = Self(state.0 - 1);
+        Some((after, Entry { magazine: state.loaded_index(), position: after.loaded_length() }))
+    }
+
+    /// Adds one frame: the state after it and the entry to write it to.
+    #[inline(always)]
+    pub(crate) fn push(self, size: u32) -> Option<(Self, Entry)> {
+        let state = self.with_loaded(|length| length < size)?;
+        let entry = Entry { magazine: state.loaded_index(), position: state.loaded_length() };
+        Some((Self(state.0 + 1), entry))
+    }
+
+    /// Puts `arriving` in the place of the first magazine whose length is `wanted`; that one comes out.
+    fn exchange(
+        self,
+        arriving: Magazine,
+        wanted: impl Fn(u32) -> bool,
+    ) -> Result<(Self, Magazine), Magazine> {
+        let Some(state) = self.with_loaded(wanted) else { return Err(arriving) };
+        // SAFETY: the magazine leaves this state, which is replaced by one without it (INV-2); its length is its own.
+        let leaving = unsafe { Magazine::from_parts(state.loaded_index(), state.loaded_length()) };
+        Ok((Self(state.0 & !HALF_MASK | Self::half(arriving)), leaving))
+    }
+
+    /// Loads a magazine with frames in the place of an empty one.
+    pub(crate) fn load_stocked(self, stocked: Magazine) -> Result<(Self, Magazine), Magazine> {
+        self.exchange(stocked, |length| length == 0)
+    }
+
+    /// Loads a magazine with room in the place of a full one.
+    pub(crate) fn load_vacant(self, vacant: Magazine, size: u32) -> Result<(Self, Magazine), Magazine> {
+        self.exchange(vacant, |length| length >= size)
+    }
+
+    /// Takes the fuller magazine for an empty one. Nothing changes when both are empty.
+    pub(crate) fn give_up(self, vacant: Magazine) -> Result<(Self, Magazine), Magazine> {
+        let fuller = self.loaded_length().max(self.exchanged().loaded_length());
+        self.exchange(vacant, |length| length == fuller && length > 0)
+    }
+
+    /// Both magazines, when the slot is closed for good.
+    pub(crate) fn into_magazines(self) -> (Magazine, Magazine) {
+        let other = self.exchanged();
+        // SAFETY: the state is used up; its two magazines are now in the caller's hands alone (INV-2).
+        unsafe {
+            (
+                Magazine::from_parts(self.loaded_index(), self.loaded_length()),
+                Magazine::from_parts(other.loaded_index(), other.loaded_length()),
+            )
+        }
+    }
+}
+
+/// One CPU's cache.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) word: AtomicU64,
+    /// The state of a slot that is shut, whose word stays TAKEN: kept by whoever shut it.
+    pub(crate) parked: AtomicU64,
+    /// Frames handed out by this slot; counted by whoever has taken it.
+    pub(crate) popped: counter::Owned,
+    /// Frames taken in by this slot; counted by whoever has taken it.
+    pub(crate) pushed: counter::Owned,
+}
+
+impl Slot {
+    pub(crate) fn new(state: SlotState) -> Self {
+        Self {
+            word: AtomicU64::new(state.word()),
+            parked: AtomicU64::new(SlotState::TAKEN),
+            popped: counter::Owned::new(),
+            pushed: counter::Owned::new(),
+        }
+    }
+}
+
+/// The slots of all CPUs, each on cache lines of its own, and the magazines that move through them.
+#[derive(Debug)]
+pub struct Slots {
+    pub(crate) slots: Carved<CachePadded<Slot>>,
+    pub(crate) magazines: Magazines,
+}
+
+impl Slots {
+    /// The slot of the CPU `cpu`; numbers beyond the slots share them (R3: the number is only a hint).
+    #[inline(always)]
+    pub(crate) fn of(&self, cpu: usize) -> Option<&Slot> {
+        let index = if cpu < self.slots.len() { cpu } else { cpu.checked_rem(self.slots.len())? };
+        self.slots.get(index).map(|slot| &**slot)
+    }
+
+    /// How many slots there are.
+    pub(crate) fn count(&self) -> usize {
+        self.slots.len()
+    }
+}
+
+/// Why a slot did not give or take a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotMiss {
+    /// Both magazines are empty (pop) or full (push).
+    Unsuited,
+    /// The slot is being used by the code that was interrupted, or by another context.
+    Busy,
+}
+
+/// How code gets exclusive use of a CPU's slot: the one strategy that the tiers do not see.
+///
+/// Each operation either happens as a whole or leaves the slot as it was; none waits (INV-3).
+///
+/// Sealed: the ways to own a slot are part of the crate's proof.
+pub trait SlotOwnership: sealed::Sealed + Sync {
+    /// Takes one frame from the slot of the CPU that `cpu` names.
+    #[doc(hidden)]
+    fn pop(&self, slots: &Slots, cpu: impl Fn() -> usize) -> Result<FrameNumber, SlotMiss>;
+
+    /// Puts one frame into the slot of the CPU that `cpu` names.
+    #[doc(hidden)]
+    fn push(&self, slots: &Slots, cpu: impl Fn() -> usize, frame: FrameNumber) -> Result<(), SlotMiss>;
+
+    /// Takes frames into `frames` from the front on; how many.
+    #[doc(hidden)]
+    fn pop_many(&self, slots: &Slots, cpu: impl Fn() -> usize, frames: &mut [FrameNumber]) -> usize;
+
+    /// Puts frames of `frames` into the slot from the front on; how many.
+    #[doc(hidden)]
+    fn push_many(&self, slots: &Slots, cpu: impl Fn() -> usize, frames: &[FrameNumber]) -> usize;
+
+    /// Loads a magazine with frames; the empty one that it replaced comes back, or itself.
+    #[doc(hidden)]
+    fn load_stocked(
+        &self,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        stocked: Loading,
+    ) -> Result<Loading, Loading>;
+
+    /// Loads a magazine with room; the full one that it replaced comes back, or itself.
+    #[doc(hidden)]
+    fn load_vacant(
+        &self,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        vacant: Loading,
+    ) -> Result<Loading, Loading>;
+
+    /// Takes the fuller magazine of the slot `victim`, of any CPU, for an empty one; or the empty one comes back.
+    #[doc(hidden)]
+    fn steal(&self, slots: &Slots, victim: usize, vacant: Loading) -> Result<Loading, Loading>;
+
+    /// Takes the slot `victim` out of use: from here on it is busy for everybody. How many frames it holds, or nothing if it
+    /// is busy now.
+    #[doc(hidden)]
+    fn shut(&self, slots: &Slots, victim: usize) -> Option<u32>;
+
+    /// Takes both magazines out of a slot that the caller has shut.
+    #[doc(hidden)]
+    fn unload(&self, slots: &Slots, victim: usize) -> Option<(Loading, Loading)>;
+
+    /// Puts a slot that the caller has shut and unloaded back into use.
+    #[doc(hidden)]
+    fn open(&self, slots: &Slots, victim: usize, loaded: Loading, previous: Loading);
+}
+
+/// A magazine on its way into or out of a slot, as the sealed trait names it.
+#[must_use]
+#[derive(Debug)]
+pub struct Loading(pub(crate) Magazine);
+
+pub(crate) mod sealed {
+    pub trait Sealed {}
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn magazine(index: u32, length: u32) -> Magazine {
+        // SAFETY: the tests look at states only; no magazine exists.
+        unsafe { Magazine::from_parts(index, length) }
+    }
+
+    #[test]
+    fn pops_and_pushes_walk_through_both_magazines() {
+        let mut state = SlotState::holding(magazine(5, 1), magazine(9, 2));
+        let mut seen = std::vec::Vec::new();
+        while let Some((after, entry)) = state.pop() {
+            seen.push((entry.magazine, entry.position));
+            state = after;
+        }
+        assert_eq!(seen, [(5, 0), (9, 1), (9, 0)]);
+        assert_eq!(state.frames(), 0);
+        let mut entries = std::vec::Vec::new();
+        while let Some((after, entry)) = state.push(2) {
+            entries.push((entry.magazine, entry.position));
+            state = after;
+        }
+        assert_eq!(entries, [(9, 0), (9, 1), (5, 0), (5, 1)]);
+        assert_eq!(state.frames(), 4);
+    }
+
+    #[test]
+    fn an_exchange_replaces_only_a_magazine_of_the_wanted_kind() {
+        let state = SlotState::holding(magazine(1, 0), magazine(2, 2));
+        let (stocked, out) = state.load_stocked(magazine(3, 2)).unwrap();
+        assert_eq!((out, stocked.frames()), (magazine(1, 0), 4));
+        assert_eq!(stocked.load_stocked(magazine(4, 1)), Err(magazine(4, 1)));
+        let (vacant, out) = stocked.load_vacant(magazine(5, 1), 2).unwrap();
+        assert_eq!((out, vacant.frames()), (magazine(3, 2), 3));
+        let (robbed, out) = vacant.give_up(magazine(6, 0)).unwrap();
+        assert_eq!((out, robbed.frames()), (magazine(2, 2), 1));
+        assert_eq!(robbed.into_magazines(), (magazine(6, 0), magazine(5, 1)));
+    }
+
+    #[test]
+    fn no_state_of_a_valid_pool_is_taken() {
+        let last = MAGAZINE_LIMIT - 1;
+        let state =
+            SlotState::holding(magazine(last, MAGAZINE_SIZE_LIMIT), magazine(last, MAGAZINE_SIZE_LIMIT));
+        assert_ne!(state.word(), SlotState::TAKEN);
+        assert_eq!(state.frames(), 2 * MAGAZINE_SIZE_LIMIT);
+    }
+}

@@ -1,0 +1,46 @@
+//! Owns the right to be the one who works for the pool, and the state that only that one may touch.
+
+use crate::sync::{
+    atomic::{AtomicBool, Ordering},
+    cell::UnsafeCell,
+};
+
+/// State behind a try-lock: whoever finds it taken goes away, nobody waits (INV-3).
+#[derive(Debug)]
+pub(crate) struct Turn<T> {
+    taken: AtomicBool,
+    state: UnsafeCell<T>,
+}
+
+// SAFETY: `state` is reached only between a successful exchange of `taken` and its release, by one context; sending
+// it from one to the next needs `T: Send`.
+unsafe impl<T: Send> Sync for Turn<T> {}
+
+impl<T> Turn<T> {
+    pub(crate) fn new(state: T) -> Self {
+        Self { taken: AtomicBool::new(false), state: UnsafeCell::new(state) }
+    }
+
+    /// Runs `work` on the state, or returns nothing at once when somebody else has the turn.
+    pub(crate) fn try_with<R>(&self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
+        // Ordering: Acquire pairs with the Release in `Held::drop`, so that the last holder's changes are seen.
+        if self.taken.swap(true, Ordering::Acquire) {
+            return None;
+        }
+        let held = Held(self);
+        // SAFETY: the exchange made the turn ours until `held` goes, and the closure cannot keep the reference.
+        let outcome = self.state.with_mut(|state| work(unsafe { &mut *state }));
+        drop(held);
+        Some(outcome)
+    }
+}
+
+/// Gives the turn back, also when the work panics (a source of the host may).
+struct Held<'t, T>(&'t Turn<T>);
+
+impl<T> Drop for Held<'_, T> {
+    fn drop(&mut self) {
+        // Ordering: Release publishes the changes to the Acquire of the next holder.
+        self.0.taken.store(false, Ordering::Release);
+    }
+}
