@@ -17,12 +17,20 @@ mod frame;
 mod platform;
 mod pool;
 #[allow(unsafe_code, reason = "mechanism")]
+#[allow(unreachable_pub, missing_docs, reason = "public for the models only, through `internals`")]
 mod raw;
 #[allow(unsafe_code, reason = "the contract with the host's allocator, and memory of our own")]
 mod source;
 mod sync;
 #[cfg(feature = "vtd")]
 pub mod vtd;
+
+/// The structures under the pool, for the models that check each alone.
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::raw::*;
+}
 
 pub use frame::{Frame, PhysAddr};
 pub use platform::Platform;

@@ -3,16 +3,16 @@
 //! Each file owns one structure and one argument why interrupting it at any instruction is harmless. Policy (what
 //! to do when a structure says "empty" or "busy") is next door in `pool/` and contains no unsafe code.
 
-pub(crate) mod arena;
-pub(crate) mod claim;
-pub(crate) mod contents;
+pub mod arena;
+pub mod claim;
+pub mod contents;
 #[cfg(any(feature = "std", loom))]
-pub(crate) mod doorbell;
-pub(crate) mod level;
-pub(crate) mod magazine;
-pub(crate) mod numbers;
-pub(crate) mod overflow;
-pub(crate) mod registry;
-pub(crate) mod slot;
-pub(crate) mod stack;
-pub(crate) mod turn;
+pub mod doorbell;
+pub mod level;
+pub mod magazine;
+pub mod numbers;
+pub mod overflow;
+pub mod registry;
+pub mod slot;
+pub mod stack;
+pub mod turn;

@@ -43,6 +43,20 @@ pub(crate) mod cell {
     }
 }
 
+/// Stores `value`, with Release, into a word that only the caller may change: others exchange what marks it as taken for the
+/// same mark, which changes nothing.
+///
+/// One plain store. Loom has no way to order a plain store behind the exchange of another context that read the value
+/// before it (C++20 \[atomics.order\] 10 forces that order), so under loom it is an exchange too.
+#[inline(always)]
+pub(crate) fn hand_over(word: &atomic::AtomicU64, value: u64) {
+    // Ordering: Release publishes everything that was done under the mark to the Acquire exchange of the next owner.
+    #[cfg(not(loom))]
+    word.store(value, atomic::Ordering::Release);
+    #[cfg(loom)]
+    word.swap(value, atomic::Ordering::Release);
+}
+
 /// Statistics: plain relaxed counters that no code path may branch on.
 pub(crate) mod counter {
     use core::sync::atomic::{AtomicU64, Ordering};

@@ -31,7 +31,11 @@ fn hits_swap_magazines_and_go_to_the_depot_once_a_magazine() {
     assert_accounts(&pool, 32);
     drop(frames);
     let stats = pool.stats();
-    assert_eq!((stats.freed, stats.cached), (32, 8), "both magazines of the CPU are full, the rest is in the depot");
+    assert_eq!(
+        (stats.freed, stats.cached),
+        (32, 8),
+        "both magazines of the CPU are full, the rest is in the depot"
+    );
     assert_eq!((stats.stock, stats.collisions, stats.overflow), (24, 0, 0));
     assert_accounts(&pool, 0);
 }
@@ -62,7 +66,11 @@ fn crossing_low_rings_once_and_one_pass_refills_by_use() {
     let pass = pool.maintain();
     assert_eq!((pass.outcome, pass.fetched, pass.retry_after), (Outcome::Done, 24, None));
     let stats = pool.stats();
-    assert_eq!((stats.stock, stats.refills, stats.refilled, stats.rings), (32, 2, 56, 1), "demand of 24, up to high");
+    assert_eq!(
+        (stats.stock, stats.refills, stats.refilled, stats.rings),
+        (32, 2, 56, 1),
+        "demand of 24, up to high"
+    );
     let third = take(&pool, 20);
     assert_eq!(rings(&pool), 2, "INV-6: the next crossing rings again");
     drop((first, second, third));

@@ -1,1 +1,205 @@
-//! Shared harness of the loom models.
+//! Shared harness of the models: a host with CPU numbers, a source of real memory, contents that loom watches.
+//!
+//! An interrupt is a second thread with the same CPU number: every nested call is one of its interleavings. That covers
+//! safety; that nothing waits for the code it interrupted is the business of the stepping tests of the crate itself.
+#![cfg(loom)]
+#![allow(missing_docs, reason = "a harness for the models beside it")]
+
+use framepool::{
+    Builder, Claim, FallbackPolicy, Frame, FramePool, FrameSource, PhysAddr, Platform, SourceError,
+    Watermarks,
+};
+use loom::{
+    cell::UnsafeCell,
+    sync::{Arc, atomic::AtomicUsize, atomic::Ordering},
+    thread::JoinHandle,
+};
+use std::{cell::Cell, ptr::NonNull, sync::Mutex};
+
+const FRAME: u64 = 4096;
+
+loom::thread_local! {
+    static CPU: Cell<usize> = Cell::new(0);
+}
+
+/// Checks `body` in every interleaving with at most `preemptions` preemptions, `LOOM_MAX_PREEMPTIONS` going before.
+pub fn model(preemptions: usize, body: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
+    builder.max_branches = 200_000;
+    let bound = builder.preemption_bound;
+    let executions = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (counted, start) = (std::sync::Arc::clone(&executions), std::time::Instant::now());
+    builder.check(move || {
+        counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        body();
+    });
+    let executions = executions.load(std::sync::atomic::Ordering::Relaxed);
+    eprintln!("model: preemptions {bound:?}, executions {executions}, {:.1?}", start.elapsed());
+}
+
+/// Runs `body` on a thread of the model that stands for the CPU `cpu`.
+pub fn on_cpu<T: 'static>(cpu: usize, body: impl FnOnce() -> T + 'static) -> JoinHandle<T> {
+    loom::thread::spawn(move || {
+        CPU.with(|current| current.set(cpu));
+        body()
+    })
+}
+
+/// A host that counts its rings.
+#[derive(Debug, Default)]
+pub struct Host {
+    rings: Mutex<usize>,
+}
+
+impl Host {
+    pub fn rings(&self) -> usize {
+        *self.rings.lock().unwrap()
+    }
+}
+
+impl Platform for Host {
+    type Ownership = Claim;
+    fn ownership(&self) -> &Claim {
+        &Claim
+    }
+    fn current_cpu(&self) -> usize {
+        CPU.with(Cell::get)
+    }
+    fn ring(&self) {
+        *self.rings.lock().unwrap() += 1;
+    }
+}
+
+/// A source of `frames` frames that remembers which are out. Its own lock is invisible to the model.
+#[derive(Debug)]
+pub struct Source {
+    out: Mutex<Vec<bool>>,
+    memory: NonNull<u64>,
+}
+
+// SAFETY: the memory is reached through frames only, each of which has one owner.
+unsafe impl Send for Source {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Source {}
+
+impl Source {
+    pub fn new(frames: usize) -> Self {
+        let memory = NonNull::from(Box::leak(vec![0u64; frames].into_boxed_slice())).cast();
+        Self { out: Mutex::new(vec![false; frames]), memory }
+    }
+
+    /// Frames that are out.
+    pub fn out(&self) -> usize {
+        self.out.lock().unwrap().iter().filter(|&&out| out).count()
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        let frames = self.out.lock().unwrap().len();
+        // SAFETY: `new` leaked a box of this length, and the source goes only when no frame is out.
+        drop(unsafe { Box::from_raw(core::ptr::slice_from_raw_parts_mut(self.memory.as_ptr(), frames)) });
+    }
+}
+
+// SAFETY: a frame is out at most once, which `reclaim` checks, and the first word of each, all that the pool touches, is mapped.
+unsafe impl FrameSource for Source {
+    fn supply(&self, frames: &mut [PhysAddr]) -> Result<usize, SourceError> {
+        let mut supplied = 0;
+        for (place, frame) in frames.iter_mut().zip(core::iter::from_fn(|| self.try_supply())) {
+            *place = frame;
+            supplied += 1;
+        }
+        Ok(supplied)
+    }
+    fn try_supply(&self) -> Option<PhysAddr> {
+        let mut out = self.out.lock().unwrap();
+        let number = out.iter().position(|out| !out)?;
+        out[number] = true;
+        Some(PhysAddr::new(number as u64 * FRAME))
+    }
+    unsafe fn reclaim(&self, frames: &[PhysAddr]) {
+        let mut out = self.out.lock().unwrap();
+        for frame in frames {
+            let was_out = std::mem::take(&mut out[(frame.as_u64() / FRAME) as usize]);
+            assert!(was_out, "INV-1: {frame} came back twice");
+        }
+    }
+    fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
+        // SAFETY: every frame of this source has one word.
+        unsafe { self.memory.add((frame.as_u64() / FRAME) as usize) }.cast()
+    }
+}
+
+pub type Pool = FramePool<Source, Host>;
+
+/// A pool and the contents of its frames, as loom watches them: two owners at once, or an owner who does not see what the
+/// one before wrote, fail the model.
+#[derive(Debug)]
+pub struct Watched {
+    pub pool: Pool,
+    contents: Vec<UnsafeCell<u32>>,
+}
+
+// SAFETY: the contents are reached by the owner of the frame only; that this is so is what loom checks.
+unsafe impl Sync for Watched {}
+// SAFETY: as for `Sync`.
+unsafe impl Send for Watched {}
+
+/// A pool of `frames` frames in magazines of `magazine`, all fetched at construction, `min` of them into the reserve.
+pub fn pool(cpus: usize, magazine: u32, frames: u32, min: u32) -> Arc<Watched> {
+    let watermarks = Watermarks { min, low: min, high: frames, max: frames };
+    let builder = Builder::new(frames).watermarks(watermarks).cpus(cpus).magazine_size(magazine);
+    watched(builder.fallback(FallbackPolicy::Never), frames)
+}
+
+pub fn watched(builder: Builder, frames: u32) -> Arc<Watched> {
+    let pool = builder.build(Source::new(frames as usize), Host::default()).unwrap();
+    Arc::new(Watched { pool, contents: (0..frames).map(|_| UnsafeCell::new(0)).collect() })
+}
+
+impl Watched {
+    /// Uses a frame as its owner would: reads and writes all of it.
+    pub fn touch(&self, frame: &Frame<'_, Source, Host>) {
+        let number = (frame.phys_addr().as_u64() / FRAME) as usize;
+        // SAFETY: the frame is ours; loom reports it if somebody else thinks the same.
+        self.contents[number].with_mut(|content| unsafe { *content += 1 });
+    }
+
+    /// Takes a frame, uses it, and gives it back; whether there was one.
+    pub fn take_and_give(&self) -> bool {
+        self.pool.alloc().is_ok_and(|frame| {
+            self.touch(&frame);
+            true
+        })
+    }
+
+    /// INV-1 and INV-4 at rest: every frame can be had, each once, and the accounts agree.
+    pub fn assert_complete(&self, frames: usize) {
+        let stats = self.pool.stats();
+        assert_eq!(stats.owned, stats.in_use + stats.cached + stats.stock + stats.overflow, "INV-4: {stats}");
+        assert_eq!(stats.in_use, 0, "INV-1: {stats}");
+        let taken: Vec<_> = core::iter::from_fn(|| self.pool.alloc_with(framepool::Request::CRITICAL).ok())
+            .take(frames + 1)
+            .collect();
+        taken.iter().for_each(|frame| self.touch(frame));
+        assert_eq!(taken.len(), frames, "INV-1: every frame once\n{stats}");
+    }
+}
+
+/// Counts what happened, visibly to the model.
+#[derive(Debug, Default)]
+pub struct Count(AtomicUsize);
+
+impl Count {
+    pub fn add(&self) {
+        // Ordering: Relaxed; read after the threads were joined.
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> usize {
+        // Ordering: Relaxed; as above.
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -81,13 +81,25 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
     }
 
+    /// Gives every frame back to the source and leaves the pool empty but usable: for a pool in a `static`, which cannot be
+    /// closed by value.
+    ///
+    /// Thread context: waits for operations in progress, for a bounded time, and the source may sleep. Allocations meanwhile
+    /// fail with [`AllocError::Closed`](crate::AllocError::Closed) unless their CPU's cache serves them first.
+    ///
+    /// # Errors
+    /// [`CloseError`] when frames are out; then nothing has changed.
+    pub fn vacate(&self) -> Result<(), CloseError<()>> {
+        self.empty_out().map_err(|frames_out| CloseError::new((), frames_out))
+    }
+
     /// Brings every frame back to the source if none is out; otherwise how many are, and nothing has changed.
     ///
     /// The slots are shut one by one and stay so. From then on every operation finds its slot busy and goes to the depot,
     /// where an allocation sees that the pool is closing; a free still goes into the stock. Then everything is counted: a
     /// frame that is being freed meanwhile is either counted in the stock or missing, and if one is missing the slots are
     /// opened again with what they held.
-    pub(crate) fn empty_out(&self) -> Result<(), u32> {
+    fn empty_out(&self) -> Result<(), u32> {
         self.maintenance.try_with(|_| self.empty_out_alone()).unwrap_or(Err(0))
     }
 

@@ -3,7 +3,7 @@
 use core::{alloc::Layout, fmt, mem::MaybeUninit, ops::Deref, ptr::NonNull};
 
 /// A slice of the arena, initialised when it was carved and alive as long as the pool that carved it.
-pub(crate) struct Carved<T> {
+pub struct Carved<T> {
     start: NonNull<T>,
     length: usize,
 }
@@ -16,7 +16,7 @@ unsafe impl<T: Sync> Sync for Carved<T> {}
 
 impl<T> Carved<T> {
     /// A second handle on the same slice.
-    pub(crate) fn share(&self) -> Self {
+    pub fn share(&self) -> Self {
         Self { start: self.start, length: self.length }
     }
 }
@@ -40,29 +40,29 @@ impl<T> fmt::Debug for Carved<T> {
 
 /// Sums up what the structures of a pool will carve, in the order in which they will.
 #[derive(Debug)]
-pub(crate) struct Measure(Option<Layout>);
+pub struct Measure(Option<Layout>);
 
 impl Measure {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self(Some(Layout::new::<()>()))
     }
 
     /// Adds room for `count` values of `T`.
-    pub(crate) fn array<T>(self, count: usize) -> Self {
+    pub fn array<T>(self, count: usize) -> Self {
         let extended =
             self.0.and_then(|layout| layout.extend(Layout::array::<T>(count).ok()?).ok().map(|(sum, _)| sum));
         Self(extended)
     }
 
     /// The sum, or nothing if it does not fit into the address space.
-    pub(crate) fn finish(self) -> Option<Layout> {
+    pub fn finish(self) -> Option<Layout> {
         self.0
     }
 }
 
 /// Where a pool's bookkeeping memory came from, hence who gets it back.
 #[derive(Debug)]
-pub(crate) enum Memory {
+pub enum Memory {
     /// Given by the caller for ever.
     Given,
     /// From the heap, given back when the pool goes.
@@ -88,21 +88,21 @@ impl Drop for Memory {
 
 /// The part of the bookkeeping memory that is not carved yet.
 #[derive(Debug)]
-pub(crate) struct Arena {
+pub struct Arena {
     cursor: NonNull<u8>,
     remaining: usize,
 }
 
 impl Arena {
     /// An arena over memory that the caller gives away for ever.
-    pub(crate) fn given(memory: &'static mut [MaybeUninit<u8>]) -> (Self, Memory) {
+    pub fn given(memory: &'static mut [MaybeUninit<u8>]) -> (Self, Memory) {
         let remaining = memory.len();
         (Self { cursor: NonNull::from(memory).cast(), remaining }, Memory::Given)
     }
 
     /// An arena on the heap, or nothing when the heap has no room for it.
     #[cfg(feature = "alloc")]
-    pub(crate) fn on_heap(layout: Layout) -> Option<(Self, Memory)> {
+    pub fn on_heap(layout: Layout) -> Option<(Self, Memory)> {
         if layout.size() == 0 {
             return None;
         }
@@ -112,7 +112,7 @@ impl Arena {
     }
 
     /// Takes `count` values of `T` off the arena and initialises them; nothing when there is no room.
-    pub(crate) fn carve<T>(&mut self, count: usize, mut value: impl FnMut(usize) -> T) -> Option<Carved<T>> {
+    pub fn carve<T>(&mut self, count: usize, mut value: impl FnMut(usize) -> T) -> Option<Carved<T>> {
         let padding = self.cursor.as_ptr().align_offset(align_of::<T>());
         let size = size_of::<T>().checked_mul(count)?;
         let taken = padding.checked_add(size)?;

@@ -9,7 +9,7 @@ use super::{
     magazine::FrameNumber,
     slot::{Loading, Slot, SlotMiss, SlotOwnership, SlotState, Slots, sealed},
 };
-use crate::sync::atomic::Ordering;
+use crate::sync::{atomic::Ordering, hand_over};
 
 /// Ownership of a slot by one locked exchange: for every host, from every context, with the CPU number as a hint.
 ///
@@ -40,9 +40,9 @@ impl<'s> Claimed<'s> {
 
     #[inline(always)]
     fn release(self, state: SlotState) {
-        // Ordering: Release publishes the entries of both magazines to the Acquire in `new` of the next owner. A
-        // plain store is enough, since nobody else changes a word that is TAKEN.
-        self.slot.word.store(state.word(), Ordering::Release);
+        // Ordering: Release publishes the entries of both magazines to the Acquire in `new` of the next owner. A plain
+        // store is enough, since whoever finds TAKEN puts TAKEN back.
+        hand_over(&self.slot.word, state.word());
     }
 
     /// Lays the slot down as it was found.

@@ -4,7 +4,7 @@ use crate::frame::PhysAddr;
 use core::ptr::NonNull;
 
 /// Reaches the contents of frames through the source that supplied them.
-pub(crate) trait Contents {
+pub trait Contents {
     /// Where the CPU reads and writes `frame`.
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8>;
 }
@@ -13,7 +13,7 @@ pub(crate) trait Contents {
 ///
 /// # Safety
 /// The caller owns the frame, and `contents` maps it.
-pub(crate) unsafe fn read_link(contents: &impl Contents, frame: PhysAddr) -> u64 {
+pub unsafe fn read_link(contents: &impl Contents, frame: PhysAddr) -> u64 {
     // SAFETY: a frame is aligned to its size, mapped, and ours.
     unsafe { contents.pointer(frame).cast::<u64>().read() }
 }
@@ -22,7 +22,7 @@ pub(crate) unsafe fn read_link(contents: &impl Contents, frame: PhysAddr) -> u64
 ///
 /// # Safety
 /// The caller owns the frame, and `contents` maps it.
-pub(crate) unsafe fn write_link(contents: &impl Contents, frame: PhysAddr, link: u64) {
+pub unsafe fn write_link(contents: &impl Contents, frame: PhysAddr, link: u64) {
     // SAFETY: a frame is aligned to its size, mapped, and ours.
     unsafe { contents.pointer(frame).cast::<u64>().write(link) }
 }
@@ -32,7 +32,7 @@ pub(crate) unsafe fn write_link(contents: &impl Contents, frame: PhysAddr, link:
 /// # Safety
 /// The caller owns the frame, `contents` maps all of it, and `bytes` is its size.
 #[cfg(feature = "vtd")]
-pub(crate) unsafe fn clear(contents: &impl Contents, frame: PhysAddr, bytes: usize) {
+pub unsafe fn clear(contents: &impl Contents, frame: PhysAddr, bytes: usize) {
     // SAFETY: the whole frame is mapped and ours.
     unsafe { contents.pointer(frame).as_ptr().write_bytes(0, bytes) }
 }

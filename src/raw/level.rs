@@ -27,7 +27,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The word as a pure value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct LevelWord(u64);
+pub struct LevelWord(u64);
 
 impl LevelWord {
     const RUNG: u64 = 1 << 32;
@@ -48,21 +48,21 @@ impl LevelWord {
 /// Whether the caller must ring the doorbell.
 #[must_use]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Ring {
+pub enum Ring {
     Yes,
     No,
 }
 
 /// The fill level of a pool's shared stock, with the two watermarks at which the worker is wanted.
 #[derive(Debug)]
-pub(crate) struct FillLevel {
+pub struct FillLevel {
     word: AtomicU64,
     low: u32,
     max: u32,
 }
 
 impl FillLevel {
-    pub(crate) fn new(low: u32, max: u32) -> Self {
+    pub fn new(low: u32, max: u32) -> Self {
         Self { word: AtomicU64::new(0), low, max }
     }
 
@@ -84,7 +84,7 @@ impl FillLevel {
     }
 
     /// Counts `frames` out, after they were taken.
-    pub(crate) fn removed(&self, frames: u32) -> Ring {
+    pub fn removed(&self, frames: u32) -> Ring {
         self.apply(|word| {
             let left = word.frames().saturating_sub(frames);
             word.with(left, left < self.low)
@@ -92,7 +92,7 @@ impl FillLevel {
     }
 
     /// Counts `frames` in, before they can be taken.
-    pub(crate) fn added(&self, frames: u32) -> Ring {
+    pub fn added(&self, frames: u32) -> Ring {
         self.apply(|word| {
             let sum = word.frames().saturating_add(frames);
             word.with(sum, sum > self.max)
@@ -100,19 +100,19 @@ impl FillLevel {
     }
 
     /// Notes that somebody found the stock empty.
-    pub(crate) fn missed(&self) -> Ring {
+    pub fn missed(&self) -> Ring {
         self.apply(|word| word.with(word.frames(), true))
     }
 
     /// The worker takes note: the frames in the stock; from now on the next crossing rings again.
-    pub(crate) fn answered(&self) -> u32 {
+    pub fn answered(&self) -> u32 {
         // Ordering: Relaxed; one read-modify-write both clears the bit and reads the frames, so a removal is either in
         // the value returned or will find the bit clear. See `apply` for what it does not publish.
         LevelWord(self.word.fetch_and(!LevelWord::RUNG, Ordering::Relaxed)).frames()
     }
 
     /// The frames in the stock.
-    pub(crate) fn frames(&self) -> u32 {
+    pub fn frames(&self) -> u32 {
         // Ordering: Relaxed; a momentary figure for the worker and for statistics.
         LevelWord(self.word.load(Ordering::Relaxed)).frames()
     }

@@ -6,7 +6,7 @@ use super::arena::Carved;
 use crate::sync::cell::UnsafeCell;
 
 /// A frame by its number: its distance from the source's base, in frames.
-pub(crate) type FrameNumber = u32;
+pub type FrameNumber = u32;
 
 /// One magazine in the hands of one operation. Linear: it came out of a slot or a stack and must go into one.
 ///

@@ -22,17 +22,17 @@ use crate::{
 
 /// A chain of frames that only grows until it is taken whole.
 #[derive(Debug)]
-pub(crate) struct Overflow {
+pub struct Overflow {
     head: AtomicU64,
 }
 
 impl Overflow {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self { head: AtomicU64::new(0) }
     }
 
     /// Whether there is anything to take.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         // Ordering: Relaxed; a hint that saves the exchange in `take_all`, which does the ordering.
         self.head.load(Ordering::Relaxed) == 0
     }
@@ -41,7 +41,7 @@ impl Overflow {
     ///
     /// # Safety
     /// The caller owns `frame` and gives it up; `address` is its address, which `contents` maps.
-    pub(crate) unsafe fn push(&self, contents: &impl Contents, frame: FrameNumber, address: PhysAddr) {
+    pub unsafe fn push(&self, contents: &impl Contents, frame: FrameNumber, address: PhysAddr) {
         // Ordering: Relaxed; the exchange checks the value, nothing is read through it.
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
@@ -58,7 +58,7 @@ impl Overflow {
     }
 
     /// Takes all frames off. Wait-free: one exchange.
-    pub(crate) fn take_all(&self) -> Chain {
+    pub fn take_all(&self) -> Chain {
         if self.is_empty() {
             return Chain { next: 0 };
         }
@@ -71,7 +71,7 @@ impl Overflow {
 /// Frames taken off the overflow, owned by one operation, which must empty it.
 #[must_use]
 #[derive(Debug)]
-pub(crate) struct Chain {
+pub struct Chain {
     next: u64,
 }
 
@@ -80,7 +80,7 @@ impl Chain {
     ///
     /// # Safety
     /// `contents` maps the frames, and `address` gives the address of each by its number.
-    pub(crate) unsafe fn pop(
+    pub unsafe fn pop(
         &mut self,
         contents: &impl Contents,
         address: impl Fn(FrameNumber) -> PhysAddr,

@@ -22,13 +22,13 @@ const VACANT: u32 = u32::MAX;
 
 /// The frames that a pool owns, whether they are in it or out.
 #[derive(Debug)]
-pub(crate) struct Registry {
+pub struct Registry {
     positions: Carved<AtomicU32>,
 }
 
 /// Why a frame was not taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub enum Refusal {
     /// The pool has it already.
     Duplicate,
     /// Every position in which it could live is taken.
@@ -37,17 +37,17 @@ pub(crate) enum Refusal {
 
 impl Registry {
     /// How many positions a pool of `capacity` frames needs: at most three quarters of them are ever taken.
-    pub(crate) const fn positions(capacity: u32) -> usize {
+    pub const fn positions(capacity: u32) -> usize {
         let buckets = (capacity as usize).div_ceil(BUCKET / 4 * 3);
         (buckets + REACH) * BUCKET
     }
 
     /// A position before any number is in it.
-    pub(crate) fn vacant() -> AtomicU32 {
+    pub fn vacant() -> AtomicU32 {
         AtomicU32::new(VACANT)
     }
 
-    pub(crate) fn new(positions: Carved<AtomicU32>) -> Self {
+    pub fn new(positions: Carved<AtomicU32>) -> Self {
         Self { positions }
     }
 
@@ -66,7 +66,7 @@ impl Registry {
     }
 
     /// Takes a frame in. Bounded: it reads the reach twice and tries each position once.
-    pub(crate) fn insert(&self, frame: FrameNumber) -> Result<(), Refusal> {
+    pub fn insert(&self, frame: FrameNumber) -> Result<(), Refusal> {
         let reach = self.reach(frame);
         if frame == VACANT || Self::count(reach, frame) > 0 {
             return Err(Refusal::Duplicate);
@@ -90,12 +90,12 @@ impl Registry {
 
     /// Whether the pool has taken `frame` in.
     #[cfg(test)]
-    pub(crate) fn contains(&self, frame: FrameNumber) -> bool {
+    pub fn contains(&self, frame: FrameNumber) -> bool {
         frame != VACANT && Self::count(self.reach(frame), frame) > 0
     }
 
     /// Lets a frame go; the caller owns it. Bounded by the reach.
-    pub(crate) fn remove(&self, frame: FrameNumber) {
+    pub fn remove(&self, frame: FrameNumber) {
         for position in self.reach(frame) {
             // Ordering: Relaxed; the frame is the caller's, so nobody inserts or removes its number at the same time,
             // unless the source hands it out before it has got it back.

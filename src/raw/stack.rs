@@ -24,11 +24,11 @@ use super::arena::Carved;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// No index: the end of a chain of links.
-pub(crate) const NIL: u32 = u32::MAX;
+pub const NIL: u32 = u32::MAX;
 
 /// The value of a stack's head: a pure value with pure transitions, which the atomic only applies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Head(u64);
+pub struct Head(u64);
 
 impl Head {
     const EMPTY: Self = Self(NIL as u64);
@@ -48,21 +48,21 @@ impl Head {
 ///
 /// An index is on at most one of the stacks that share an array of links.
 #[derive(Debug)]
-pub(crate) struct TaggedStack {
+pub struct TaggedStack {
     head: AtomicU64,
     links: Carved<AtomicU32>,
 }
 
 impl TaggedStack {
     /// An empty stack over `links`.
-    pub(crate) fn new(links: Carved<AtomicU32>) -> Self {
+    pub fn new(links: Carved<AtomicU32>) -> Self {
         Self { head: AtomicU64::new(Head::EMPTY.0), links }
     }
 
     /// Puts `index` on top. Lock-free: a retry means that another context finished an operation.
     ///
     /// An index beyond the links is refused; none of the callers has one.
-    pub(crate) fn push(&self, index: u32) {
+    pub fn push(&self, index: u32) {
         let Some(link) = self.links.get(index as usize) else { return };
         // Ordering: Relaxed; the exchange below checks the value, nothing is read through it.
         let mut head = Head(self.head.load(Ordering::Relaxed));
@@ -85,7 +85,7 @@ impl TaggedStack {
     }
 
     /// Takes the top off. Lock-free: a retry means that another context finished an operation.
-    pub(crate) fn pop(&self) -> Option<u32> {
+    pub fn pop(&self) -> Option<u32> {
         // Ordering: Acquire pairs with the Release of the `push` that put this index on top, so that its link is seen.
         let mut head = Head(self.head.load(Ordering::Acquire));
         loop {

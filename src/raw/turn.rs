@@ -7,7 +7,7 @@ use crate::sync::{
 
 /// State behind a try-lock: whoever finds it taken goes away, nobody waits (INV-3).
 #[derive(Debug)]
-pub(crate) struct Turn<T> {
+pub struct Turn<T> {
     taken: AtomicBool,
     state: UnsafeCell<T>,
 }
@@ -17,16 +17,15 @@ pub(crate) struct Turn<T> {
 unsafe impl<T: Send> Sync for Turn<T> {}
 
 impl<T> Turn<T> {
-    pub(crate) fn new(state: T) -> Self {
+    pub fn new(state: T) -> Self {
         Self { taken: AtomicBool::new(false), state: UnsafeCell::new(state) }
     }
 
     /// Runs `work` on the state, or returns nothing at once when somebody else has the turn.
-    pub(crate) fn try_with<R>(&self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
+    pub fn try_with<R>(&self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
         // Ordering: Acquire pairs with the Release in `Held::drop`, so that the last holder's changes are seen.
-        if self.taken.swap(true, Ordering::Acquire) {
-            return None;
-        }
+        // Relaxed on failure: nothing is read.
+        self.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).ok()?;
         let held = Held(self);
         // SAFETY: the exchange made the turn ours until `held` goes, and the closure cannot keep the reference.
         let outcome = self.state.with_mut(|state| work(unsafe { &mut *state }));

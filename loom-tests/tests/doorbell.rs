@@ -1,0 +1,105 @@
+//! The fill level and the doorbell: one ring for each crossing, and none is lost.
+#![cfg(loom)]
+#![allow(missing_docs)]
+
+use framepool::{
+    Doorbell,
+    internals::level::{FillLevel, Ring},
+};
+use loom::{sync::Arc, thread};
+use loom_tests::{Count, model};
+
+struct Shared {
+    level: FillLevel,
+    doorbell: Doorbell,
+    rings: Count,
+}
+
+fn shared(low: u32, frames: u32) -> Arc<Shared> {
+    let level = FillLevel::new(low, 100);
+    let _ = level.added(frames);
+    Arc::new(Shared { level, doorbell: Doorbell::new(), rings: Count::default() })
+}
+
+impl Shared {
+    fn take(&self) {
+        if self.level.removed(1) == Ring::Yes {
+            self.rings.add();
+            self.doorbell.ring();
+        }
+    }
+}
+
+#[test]
+fn of_two_callers_below_low_exactly_one_rings() {
+    model(8, || {
+        let shared = shared(2, 2);
+        let other = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || shared.take())
+        };
+        shared.take();
+        other.join().unwrap();
+        assert_eq!(shared.rings.get(), 1, "INV-6");
+    });
+}
+
+/// The worker sleeps until it has seen the level below low; if a ring is lost it sleeps for ever, which loom reports.
+#[test]
+fn the_worker_never_sleeps_through_a_crossing() {
+    model(4, || {
+        let shared = shared(1, 2);
+        let callers: Vec<_> = (0..2)
+            .map(|_| {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || shared.take())
+            })
+            .collect();
+        while shared.level.answered() > 0 {
+            shared.doorbell.wait(None);
+        }
+        callers.into_iter().for_each(|caller| drop(caller.join()));
+        assert_eq!(shared.level.frames(), 0);
+    });
+}
+
+/// The worker answers a first crossing while the second happens: the second is rung again or seen by the answer.
+#[test]
+fn a_crossing_during_the_answer_rings_again_or_is_seen() {
+    model(8, || {
+        let shared = shared(2, 2);
+        shared.take();
+        let caller = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || shared.take())
+        };
+        let seen = shared.level.answered();
+        caller.join().unwrap();
+        assert_eq!(shared.rings.get(), if seen == 0 { 1 } else { 2 }, "INV-6");
+        assert!(shared.doorbell.wait(None), "somebody has rung");
+    });
+}
+
+/// What the ringer did before it rang is there for the sleeper.
+#[test]
+fn a_ring_publishes_what_was_done_before_it() {
+    model(8, || {
+        let shared = Arc::new((Doorbell::new(), loom::cell::UnsafeCell::new(0u32)));
+        struct Send2(Arc<(Doorbell, loom::cell::UnsafeCell<u32>)>);
+        // SAFETY: the cell is written before the ring and read after the wait; loom checks it.
+        unsafe impl Send for Send2 {}
+        let ringer = {
+            let shared = Send2(Arc::clone(&shared));
+            thread::spawn(move || {
+                let shared = shared;
+                // SAFETY: nobody reads before the ring.
+                shared.0.1.with_mut(|value| unsafe { *value = 1 });
+                shared.0.0.ring();
+            })
+        };
+        while !shared.0.wait(None) {}
+        // SAFETY: nobody writes after the ring.
+        assert_eq!(shared.1.with(|value| unsafe { *value }), 1);
+        ringer.join().unwrap();
+    });
+}

@@ -1,0 +1,40 @@
+//! The door: a source that hands the same frame to two callers at once.
+#![cfg(loom)]
+#![allow(missing_docs)]
+
+use framepool::internals::{
+    arena::{Arena, Measure},
+    registry::Registry,
+};
+use loom::{
+    sync::{Arc, atomic::AtomicU32},
+    thread,
+};
+use loom_tests::model;
+
+fn registry() -> Arc<Registry> {
+    let positions = Registry::positions(1);
+    let layout = Measure::new().array::<AtomicU32>(positions).finish().unwrap();
+    let (mut arena, memory) = Arena::on_heap(layout).unwrap();
+    std::mem::forget(memory);
+    Arc::new(Registry::new(arena.carve(positions, |_| Registry::vacant()).unwrap()))
+}
+
+#[test]
+fn the_same_frame_is_never_taken_in_twice() {
+    model(6, || {
+        let registry = registry();
+        registry.insert(9).unwrap();
+        let other = {
+            let registry = Arc::clone(&registry);
+            thread::spawn(move || {
+                // A position before the one that the rival may choose falls vacant meanwhile.
+                registry.remove(9);
+                registry.insert(7).is_ok()
+            })
+        };
+        let mine = registry.insert(7).is_ok();
+        let theirs = other.join().unwrap();
+        assert!(!(mine && theirs), "INV-1: one frame, two owners");
+    });
+}
