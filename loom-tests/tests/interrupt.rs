@@ -67,3 +67,29 @@ fn an_interrupt_that_frees_finds_a_place() {
         watched.assert_complete(2);
     });
 }
+
+#[test]
+fn two_interrupts_share_a_partial_magazine_of_the_depot() {
+    loom_tests::model(4, || {
+        // Five frames in magazines of three: a full one, of which two frames are then in the slot, and a partial one.
+        let watched = pool(1, 3, 5, 0);
+        drop(watched.pool.alloc());
+        let interrupts: Vec<_> = (0..2)
+            .map(|_| {
+                let watched = Arc::clone(&watched);
+                on_cpu(0, move || {
+                    // None when both magazines with frames are in the hands of the other two at this moment.
+                    let frame = watched.pool.alloc().ok().inspect(|frame| watched.touch(frame));
+                    frame.map(framepool::Frame::into_raw)
+                })
+            })
+            .collect();
+        let mine = watched.pool.alloc().ok().inspect(|frame| watched.touch(frame));
+        for theirs in interrupts.into_iter().filter_map(|interrupt| interrupt.join().unwrap()) {
+            // SAFETY: the interrupt laid the frame down as this address, once.
+            drop(unsafe { framepool::Frame::from_raw(&watched.pool, theirs) });
+        }
+        drop(mine);
+        watched.assert_complete(5);
+    });
+}

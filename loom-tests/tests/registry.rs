@@ -24,12 +24,12 @@ fn registry() -> Arc<Registry> {
 fn the_same_frame_is_never_taken_in_twice() {
     model(6, || {
         let registry = registry();
-        registry.insert(9).unwrap();
+        // 10 and 7 hash to the same home, so that 10 is in the first position that 7 would choose.
+        registry.insert(10).unwrap();
         let other = {
             let registry = Arc::clone(&registry);
             thread::spawn(move || {
-                // A position before the one that the rival may choose falls vacant meanwhile.
-                registry.remove(9);
+                registry.remove(10);
                 registry.insert(7).is_ok()
             })
         };

@@ -39,3 +39,24 @@ fn an_ordinary_caller_beside_critical_ones_never_gets_a_frame_of_the_reserve() {
         assert_eq!(watched.pool.stats().reserve, 1);
     });
 }
+
+#[test]
+fn a_frame_that_is_freed_while_the_reserve_is_used_finds_its_cell() {
+    loom_tests::model(4, || {
+        let watched = pool(2, 1, 2, 1);
+        let ordinary = watched.pool.alloc().unwrap();
+        let critical = {
+            let watched = Arc::clone(&watched);
+            on_cpu(1, move || {
+                if let Ok(frame) = watched.pool.alloc_with(Request::CRITICAL) {
+                    watched.touch(&frame);
+                }
+            })
+        };
+        watched.touch(&ordinary);
+        drop(ordinary);
+        critical.join().unwrap();
+        assert_eq!(watched.pool.stats().reserve, 1, "INV-5: the reserve is whole again");
+        watched.assert_complete(2);
+    });
+}
