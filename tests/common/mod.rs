@@ -1,6 +1,8 @@
 //! What the tests share: a host whose CPU number is set by hand, and a source that follows a script.
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test uses its part")]
 
+pub mod storm;
+
 use framepool::{AnonymousMemory, Builder, Claim, FramePool, FrameSource, PhysAddr, Platform, SourceError};
 use std::{
     ptr::NonNull,
