@@ -34,7 +34,8 @@ static HEAP: Counting = Counting;
 #[test]
 fn nothing_touches_the_heap_after_construction() {
     let marks = Watermarks { min: 4, low: 16, high: 32, max: 48 };
-    let builder = Builder::new(64).cpus(2).magazine_size(4).watermarks(marks).fallback(FallbackPolicy::Budget(3));
+    let builder =
+        Builder::new(64).cpus(2).magazine_size(4).watermarks(marks).fallback(FallbackPolicy::Budget(3));
     let pool = pool(builder, 64);
     let mut frames = [const { None }; 64];
     let before = CALLS.load(SeqCst);
