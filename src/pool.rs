@@ -26,6 +26,9 @@ use crate::{
 use core::{fmt, mem::ManuallyDrop, ptr::NonNull};
 use crossbeam_utils::CachePadded;
 
+#[cfg(feature = "vtd")]
+use crate::raw::contents::clear;
+
 mod bulk;
 mod cache;
 mod close;
@@ -338,6 +341,24 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     #[inline(always)]
     pub(crate) fn number_of(&self, frame: PhysAddr) -> FrameNumber {
         self.door.number(frame).unwrap_or(FrameNumber::MAX)
+    }
+
+    /// A frame filled with zeros, laid down as its address, for a table; none if the pool's frames are not of a table's size.
+    #[cfg(feature = "vtd")]
+    #[allow(unsafe_code, reason = "the contents of a frame that was just taken are cleared")]
+    pub(crate) fn alloc_table_frame(&self) -> Option<PhysAddr> {
+        if self.door.frame_size() != FRAME_SIZE {
+            return None;
+        }
+        let address = self.alloc().ok()?.into_raw();
+        // SAFETY: the frame is ours, and the source maps all of it.
+        unsafe { clear(&SourceContents(&*self.source), address, FRAME_SIZE as usize) };
+        Some(address)
+    }
+
+    #[cfg(feature = "vtd")]
+    pub(crate) fn count_leaked_table_frames(&self, frames: u64) {
+        self.counters.table_frames_leaked.add(frames);
     }
 
     #[inline(always)]

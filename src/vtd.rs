@@ -1,1 +1,124 @@
-//! The Intel VT-d page-table builder.
+//! The Intel VT-d page-table builder: maps a device's addresses (IOVA) to physical memory, in tables made of frames from the
+//! pool, from any context that may take an interrupt.
+//!
+//! A [`Domain`] is one address space. [`Domain::map`] takes every table frame that it can need before it writes the first entry,
+//! so it never fails half-way; [`Domain::unmap`] returns an [`Invalidation`], the only way by which table frames come
+//! back, since hardware may walk them until it has been told. Both run from several CPUs and from interrupts at once,
+//! without locks, as long as their ranges are disjoint.
+//!
+//! ```
+//! # #[cfg(feature = "std")] {
+//! use framepool::{AnonymousMemory, Builder, PhysAddr, vtd::*};
+//!
+//! let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+//! let config = DomainConfig { page_sizes: PageSizes::SIZE_2M, ..DomainConfig::new(Levels::Four) };
+//! let domain = SecondStageDomain::new(config, &*pool)?;
+//! // SAFETY: no device walks this domain, so any physical range will do.
+//! unsafe { domain.map(Iova::new(0x20_0000), PhysAddr::new(0x4000_0000), 0x40_1000, Permissions::all())? };
+//! let at = domain.translate(Iova::new(0x3F_F123)).unwrap();
+//! assert_eq!((at.target, at.page_size), (PhysAddr::new(0x401F_F123), 0x20_0000));
+//! assert_eq!(domain.mappings().count(), 1, "adjacent leaves, small and large, are one mapping");
+//! let invalidation = domain.unmap(Iova::new(0x20_0000), 0x40_1000)?;
+//! // SAFETY: no hardware has seen these tables.
+//! unsafe { invalidation.complete() };
+//! // SAFETY: as above.
+//! unsafe { domain.close().complete() };
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use crate::{FramePool, FrameSource, PhysAddr, Platform};
+use core::ptr::NonNull;
+
+#[allow(unsafe_code, reason = "map and complete state duties that only the caller can keep")]
+mod domain;
+mod error;
+mod format;
+mod frame_list;
+#[allow(unsafe_code, reason = "gives table frames back on the caller's word")]
+mod invalidation;
+mod map;
+mod mappings;
+mod second_stage;
+#[allow(unsafe_code, reason = "the one file that reads and writes table entries")]
+mod table;
+mod unmap;
+mod walk;
+mod width;
+
+pub use domain::{ClosedDomain, Domain, DomainConfig, SecondStageDomain};
+pub use error::{DomainError, MapError, RangeError, UnmapError};
+pub use format::{Format, Permissions};
+pub use invalidation::{Invalidation, IovaRange};
+pub use mappings::{Dump, Mapping, Mappings, Translation};
+pub use second_stage::SecondStage;
+pub use width::{Iova, Levels, PageSizes};
+
+/// Where the table frames of a domain come from (V11): the pool, or any allocator of 4 KiB frames.
+///
+/// # Safety
+/// * A frame that `allocate` returned is 4 KiB large and aligned, filled with zeros, and belongs to the caller until `free`.
+/// * `pointer` maps it, valid for reads and writes of 4 KiB, at the same place each time, until `free`.
+/// * Nothing here sleeps, takes a lock that an interrupt could find taken, or panics.
+#[allow(unsafe_code, reason = "states duties that only the implementer can keep")]
+pub unsafe trait TableFrames {
+    /// One frame filled with zeros, if there is one now. From any context from which a domain is changed.
+    fn allocate(&self) -> Option<PhysAddr>;
+
+    /// Takes a frame back.
+    ///
+    /// # Safety
+    /// `frame` came from `allocate` of this allocator, was not given back since, and nothing reaches it, hardware included.
+    unsafe fn free(&self, frame: PhysAddr);
+
+    /// Where the CPU reads and writes `frame`.
+    fn pointer(&self, frame: PhysAddr) -> NonNull<u8>;
+
+    /// Told that `frames` frames will never come back, because what must be completed was dropped: for statistics.
+    fn leaked(&self, frames: u64) {
+        let _ = frames;
+    }
+}
+
+#[allow(unsafe_code, reason = "passes the contract on")]
+// SAFETY: the referent keeps the contract.
+unsafe impl<T: TableFrames + ?Sized> TableFrames for &T {
+    fn allocate(&self) -> Option<PhysAddr> {
+        (**self).allocate()
+    }
+
+    unsafe fn free(&self, frame: PhysAddr) {
+        // SAFETY: the caller's.
+        unsafe { (**self).free(frame) }
+    }
+
+    fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
+        (**self).pointer(frame)
+    }
+
+    fn leaked(&self, frames: u64) {
+        (**self).leaked(frames);
+    }
+}
+
+#[allow(unsafe_code, reason = "passes the contract on")]
+// SAFETY: a pool's frame has one owner from `take` to `give`, its source maps it meanwhile, and neither call sleeps, locks
+// or panics; a pool whose frames are smaller than a table gives none.
+unsafe impl<S: FrameSource, P: Platform> TableFrames for FramePool<S, P> {
+    fn allocate(&self) -> Option<PhysAddr> {
+        self.alloc_table_frame()
+    }
+
+    unsafe fn free(&self, frame: PhysAddr) {
+        // SAFETY: the caller says that `allocate` laid the frame down, once, and that nothing reaches it.
+        drop(unsafe { crate::Frame::from_raw(self, frame) });
+    }
+
+    fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
+        self.source().pointer(frame)
+    }
+
+    fn leaked(&self, frames: u64) {
+        self.count_leaked_table_frames(frames);
+    }
+}

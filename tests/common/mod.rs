@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test uses its part")]
 
 pub mod storm;
+pub mod tables;
 
 use framepool::{AnonymousMemory, Builder, Claim, FramePool, FrameSource, PhysAddr, Platform, SourceError};
 use std::{

@@ -1,0 +1,324 @@
+//! Owns an address space: its root table, its shape, and the checks at its door. Asks the allocator for table frames.
+
+use super::{
+    DomainError, Invalidation, MapError, RangeError, TableFrames, UnmapError,
+    error::AdvanceError,
+    format::{Format, Permissions},
+    frame_list::FrameList,
+    map,
+    second_stage::SecondStage,
+    unmap,
+    walk::walk,
+    width::{Iova, Levels, PAGE, PageSizes, Span},
+};
+use crate::{
+    PhysAddr,
+    sync::atomic::{AtomicU64, Ordering},
+};
+use core::{fmt, marker::PhantomData};
+
+/// The least address width: one bit above a page.
+const WIDTH_LEAST: u8 = 13;
+/// The widest physical address that an entry can hold.
+const HOST_WIDTH_MOST: u8 = 52;
+
+/// The shape of a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DomainConfig {
+    /// How many levels of tables (CAP_REG.SAGAW says which the hardware takes).
+    pub levels: Levels,
+    /// Which large leaves the hardware takes (CAP_REG.SLLPS).
+    pub page_sizes: PageSizes,
+    /// How many bits an IOVA has: what the levels translate, or less if the hardware has less (CAP_REG.MGAW).
+    pub address_width: u8,
+    /// How many bits a physical address has (the DMAR table's host address width).
+    pub host_address_width: u8,
+}
+
+impl DomainConfig {
+    /// A domain of `levels` levels, with leaves of 4 KiB, all the address bits that the levels translate, and 52 bits of
+    /// physical address.
+    pub const fn new(levels: Levels) -> Self {
+        let address_width = levels.address_width();
+        Self { levels, page_sizes: PageSizes::empty(), address_width, host_address_width: HOST_WIDTH_MOST }
+    }
+}
+
+/// The tables of a domain and their allocator, as domain and invalidations share them.
+pub(crate) struct Tables<A: TableFrames> {
+    pub(crate) frames: A,
+    live: AtomicU64,
+}
+
+impl<A: TableFrames> Tables<A> {
+    pub(crate) fn linked(&self, tables: u64) {
+        // Ordering: Relaxed; a count for the caller, which publishes nothing.
+        self.live.fetch_add(tables, Ordering::Relaxed);
+    }
+
+    pub(crate) fn unlinked(&self, tables: u64) {
+        // Ordering: Relaxed; as above.
+        self.live.fetch_sub(tables, Ordering::Relaxed);
+    }
+
+    fn live(&self) -> u64 {
+        // Ordering: Relaxed; as above.
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Gives frames back that no entry has ever named.
+    #[allow(unsafe_code, reason = "only what was never linked goes back at once")]
+    fn give_back(&self, mut unused: FrameList) {
+        while let Some(frame) = unused.pop(&self.frames) {
+            // SAFETY: the frame came from this allocator and was never in an entry, so nothing reaches it.
+            unsafe { self.frames.free(frame) };
+        }
+    }
+}
+
+impl<A: TableFrames> Drop for Tables<A> {
+    /// Tables that are still live here were never closed: hardware may walk them, so they stay allocated.
+    fn drop(&mut self) {
+        if self.live() > 0 {
+            self.frames.leaked(self.live());
+        }
+    }
+}
+
+/// An address space of one or more devices, in tables of the format `F` made of frames from `A`.
+///
+/// Every call takes `&self`. Concurrent calls for disjoint ranges, from several CPUs and from interrupts, need no lock: what
+/// they share is tables above their ranges, which are linked by compare-exchange and never unlinked under anybody.
+///
+/// Dropping a domain leaks its tables, reported through [`TableFrames::leaked`], since hardware may still walk them; see
+/// [`close`](Self::close).
+pub struct Domain<F: Format, A: TableFrames> {
+    tables: Tables<A>,
+    root: PhysAddr,
+    config: DomainConfig,
+    format: PhantomData<F>,
+}
+
+/// A domain in the second-stage format.
+pub type SecondStageDomain<A> = Domain<SecondStage, A>;
+
+impl<F: Format, A: TableFrames> Domain<F, A> {
+    /// An address space in which nothing is mapped.
+    ///
+    /// # Errors
+    /// [`DomainError`] names the width that is wrong, or there is no frame for the root table.
+    pub fn new(config: DomainConfig, frames: A) -> Result<Self, DomainError> {
+        let most = config.levels.address_width();
+        if config.address_width < WIDTH_LEAST || config.address_width > most {
+            return Err(DomainError::AddressWidth { width: config.address_width, most });
+        }
+        if config.host_address_width < WIDTH_LEAST || config.host_address_width > HOST_WIDTH_MOST {
+            return Err(DomainError::HostAddressWidth { width: config.host_address_width });
+        }
+        let tables = Tables { frames, live: AtomicU64::new(0) };
+        let mut domain = Self { tables, root: PhysAddr::new(0), config, format: PhantomData };
+        let mut first = domain.advance(1)?;
+        domain.root = first.pop(&domain.tables.frames).ok_or(DomainError::OutOfFrames)?;
+        domain.tables.linked(1);
+        Ok(domain)
+    }
+
+    /// Maps `length` bytes from `iova` on to physical memory from `target` on, with the largest leaves that alignment and
+    /// hardware allow. All or nothing.
+    ///
+    /// From thread and interrupt context, not from an NMI. Never sleeps. Bounded by the tables touched, for each of which
+    /// another mapper may make one exchange be lost.
+    ///
+    /// # Errors
+    /// [`MapError`] names what is wrong; the tables are then bit for bit what they were (INV-11).
+    ///
+    /// # Safety
+    /// * The physical range stays valid for what the device may do with it, until the range is unmapped and its invalidation
+    ///   complete.
+    /// * Nobody maps or unmaps a page of this range at the same time. If somebody does, translations may be wrong, but no table
+    ///   frame gets two owners.
+    pub unsafe fn map(
+        &self,
+        iova: Iova,
+        target: PhysAddr,
+        length: u64,
+        permissions: Permissions,
+    ) -> Result<(), MapError> {
+        let span = self.span(iova, length)?;
+        if !target.is_aligned(PAGE) {
+            return Err(MapError::TargetMisaligned { target });
+        }
+        let width = self.config.host_address_width;
+        if target.as_u64().checked_add(length).is_none_or(|end| end > 1 << width) {
+            return Err(MapError::TargetBeyondWidth { target, length, width });
+        }
+        if permissions.is_empty() {
+            return Err(MapError::NoPermissions);
+        }
+        let wish = map::Wish::new(iova, target, permissions, self.config.page_sizes);
+        let mut survey = map::Survey::<F>::new(wish);
+        self.walk(span, &mut survey)?;
+        let advance = self.advance(survey.missing)?;
+        let mut writing = map::Writing::<F, A> { tables: &self.tables, wish, advance, format: PhantomData };
+        let outcome = self.walk(span, &mut writing);
+        self.tables.give_back(writing.advance);
+        outcome
+    }
+
+    /// Removes the mapping of `length` bytes from `iova` on. A large leaf that lies partly in the range is split, without a
+    /// moment in which the rest is missing.
+    ///
+    /// From thread and interrupt context, not from an NMI. Never sleeps. Bounded by the tables touched and detached.
+    ///
+    /// # Errors
+    /// [`UnmapError`] names what is wrong; the tables are then bit for bit what they were (INV-11).
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use framepool::{AnonymousMemory, Builder, PhysAddr, vtd::*};
+    /// # let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+    /// # let domain = SecondStageDomain::new(DomainConfig::new(Levels::Three), &*pool)?;
+    /// assert_eq!(domain.unmap(Iova::new(0), 4096).err(), Some(UnmapError::NotMapped { iova: Iova::new(0) }));
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn unmap(&self, iova: Iova, length: u64) -> Result<Invalidation<'_, A>, UnmapError> {
+        let span = self.span(iova, length)?;
+        let mut survey = unmap::Survey::<F>::new();
+        self.walk(span, &mut survey)?;
+        let advance = self.advance(survey.missing)?;
+        let mut invalidation = Invalidation::of(&self.tables, span);
+        let mut removing = unmap::Removing::<F, A> {
+            tables: &self.tables,
+            advance,
+            invalidation: &mut invalidation,
+            format: PhantomData,
+        };
+        let outcome = self.walk(span, &mut removing);
+        self.tables.give_back(removing.advance);
+        outcome.map(|()| invalidation)
+    }
+
+    /// The physical address of the root table, for the context entry.
+    pub fn root(&self) -> PhysAddr {
+        self.root
+    }
+
+    /// The shape, as made.
+    pub fn config(&self) -> DomainConfig {
+        self.config
+    }
+
+    /// How many levels of tables the domain has.
+    pub fn levels(&self) -> Levels {
+        self.config.levels
+    }
+
+    /// How many table frames the domain uses, the root included; those in an [`Invalidation`] do not count.
+    pub fn table_frames(&self) -> u64 {
+        self.tables.live()
+    }
+
+    /// The allocator of the table frames.
+    pub fn allocator(&self) -> &A {
+        &self.tables.frames
+    }
+
+    /// Takes the domain apart: all its tables wait until hardware has let go of them.
+    ///
+    /// Thread context; bounded by the tables.
+    pub fn close(self) -> ClosedDomain<A> {
+        let list = unmap::collect::<F, A>(&self.tables.frames, self.root, self.config.levels.count());
+        ClosedDomain { tables: self.tables, list }
+    }
+
+    /// Walks over `span` from the root.
+    pub(crate) fn walk<V: super::walk::Visitor>(&self, span: Span, visitor: &mut V) -> Result<(), V::Stop> {
+        walk::<F, A, V>(&self.tables.frames, self.root, self.config.levels.count(), span, visitor)
+    }
+
+    /// All addresses of the domain.
+    pub(crate) fn aperture(&self) -> Span {
+        Span { start: 0, end: 1 << self.config.address_width }
+    }
+
+    fn span(&self, iova: Iova, length: u64) -> Result<Span, RangeError> {
+        let start = iova.as_u64();
+        if length == 0 {
+            return Err(RangeError::Empty);
+        }
+        if (start | length) & (PAGE - 1) != 0 {
+            return Err(RangeError::Misaligned { iova, length });
+        }
+        match start.checked_add(length) {
+            Some(end) if end <= self.aperture().end => Ok(Span { start, end }),
+            _ => Err(RangeError::BeyondWidth { iova, length, width: self.config.address_width }),
+        }
+    }
+
+    /// Takes `count` zeroed frames, or none.
+    fn advance(&self, count: u64) -> Result<FrameList, AdvanceError> {
+        let mut list = FrameList::new();
+        while list.count() < count {
+            let Some(frame) = self.tables.frames.allocate() else {
+                let missing = count - list.count();
+                self.tables.give_back(list);
+                return Err(AdvanceError::OutOfFrames { missing });
+            };
+            list.push(&self.tables.frames, frame);
+            if frame.as_u64() >> self.config.host_address_width != 0 {
+                self.tables.give_back(list);
+                return Err(AdvanceError::FrameBeyondWidth { frame });
+            }
+        }
+        Ok(list)
+    }
+}
+
+impl<F: Format, A: TableFrames> fmt::Debug for Domain<F, A> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Domain")
+            .field("config", &self.config)
+            .field("root", &self.root)
+            .field("table_frames", &self.table_frames())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The tables of a domain that was closed. Dropping it leaks them, reported through [`TableFrames::leaked`].
+#[must_use = "the table frames come back only through `complete`"]
+pub struct ClosedDomain<A: TableFrames> {
+    tables: Tables<A>,
+    list: FrameList,
+}
+
+impl<A: TableFrames> ClosedDomain<A> {
+    /// How many table frames wait in here, the root included.
+    pub fn table_frames(&self) -> u64 {
+        self.list.count()
+    }
+
+    /// Gives all table frames back. Contexts and bound as for [`Invalidation::complete`].
+    ///
+    /// # Safety
+    /// No context or PASID entry names the domain's root any more, and every unit has confirmed a domain-wide invalidation since
+    /// then.
+    pub unsafe fn complete(mut self) {
+        self.tables.unlinked(self.list.count());
+        while let Some(frame) = self.list.pop(&self.tables.frames) {
+            // SAFETY: the frame came from this allocator and was a table of this domain, which the caller says nothing walks
+            // any more.
+            unsafe { self.tables.frames.free(frame) };
+        }
+    }
+}
+
+impl<A: TableFrames> fmt::Debug for ClosedDomain<A> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ClosedDomain")
+            .field("table_frames", &self.list.count())
+            .finish_non_exhaustive()
+    }
+}

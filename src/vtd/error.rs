@@ -1,0 +1,254 @@
+//! Owns the errors of the builder: each names the offending value and says what to do; none leaves anything changed.
+
+use super::width::Iova;
+use crate::PhysAddr;
+use core::{error::Error, fmt};
+
+/// A range that no domain, or not this one, can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RangeError {
+    /// A range of no bytes.
+    Empty,
+    /// The address or the length is not a multiple of 4 KiB.
+    Misaligned {
+        /// The first address.
+        iova: Iova,
+        /// The length in bytes.
+        length: u64,
+    },
+    /// The range ends beyond the domain's address width, or beyond 2⁶⁴.
+    BeyondWidth {
+        /// The first address.
+        iova: Iova,
+        /// The length in bytes.
+        length: u64,
+        /// The domain's address width in bits.
+        width: u8,
+    },
+}
+
+/// Why a domain could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DomainError {
+    /// An address width of less than 13 bits or more than the levels translate.
+    AddressWidth {
+        /// What was asked for, in bits.
+        width: u8,
+        /// What the levels translate, in bits.
+        most: u8,
+    },
+    /// A host address width of less than 13 or more than 52 bits.
+    HostAddressWidth {
+        /// What was asked for, in bits.
+        width: u8,
+    },
+    /// No frame for the root table.
+    OutOfFrames,
+    /// The allocator handed out a frame that the hardware cannot address.
+    FrameBeyondWidth {
+        /// The frame.
+        frame: PhysAddr,
+    },
+}
+
+/// Why a range could not be mapped. The tables are what they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MapError {
+    /// The range itself is wrong.
+    Range(RangeError),
+    /// The physical address is not a multiple of 4 KiB.
+    TargetMisaligned {
+        /// The address.
+        target: PhysAddr,
+    },
+    /// The physical range ends beyond the host's address width.
+    TargetBeyondWidth {
+        /// The first address.
+        target: PhysAddr,
+        /// The length in bytes.
+        length: u64,
+        /// The host's address width in bits.
+        width: u8,
+    },
+    /// Neither read nor write: such an entry means "not present".
+    NoPermissions,
+    /// A page of the range is mapped already.
+    AlreadyMapped {
+        /// The first such page.
+        iova: Iova,
+    },
+    /// The allocator has fewer frames than the tables need.
+    OutOfFrames {
+        /// How many were lacking.
+        missing: u64,
+    },
+    /// The allocator handed out a frame that the hardware cannot address.
+    FrameBeyondWidth {
+        /// The frame.
+        frame: PhysAddr,
+    },
+}
+
+/// Why a range could not be unmapped. The tables are what they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum UnmapError {
+    /// The range itself is wrong.
+    Range(RangeError),
+    /// A page of the range is not mapped.
+    NotMapped {
+        /// The first such page.
+        iova: Iova,
+    },
+    /// A large leaf has to be split, and the allocator has fewer frames than that needs.
+    OutOfFrames {
+        /// How many were lacking.
+        missing: u64,
+    },
+    /// The allocator handed out a frame that the hardware cannot address.
+    FrameBeyondWidth {
+        /// The frame.
+        frame: PhysAddr,
+    },
+}
+
+/// Why frames could not be taken in advance.
+pub(crate) enum AdvanceError {
+    OutOfFrames { missing: u64 },
+    FrameBeyondWidth { frame: PhysAddr },
+}
+
+impl From<AdvanceError> for MapError {
+    fn from(error: AdvanceError) -> Self {
+        match error {
+            AdvanceError::OutOfFrames { missing } => Self::OutOfFrames { missing },
+            AdvanceError::FrameBeyondWidth { frame } => Self::FrameBeyondWidth { frame },
+        }
+    }
+}
+
+impl From<AdvanceError> for UnmapError {
+    fn from(error: AdvanceError) -> Self {
+        match error {
+            AdvanceError::OutOfFrames { missing } => Self::OutOfFrames { missing },
+            AdvanceError::FrameBeyondWidth { frame } => Self::FrameBeyondWidth { frame },
+        }
+    }
+}
+
+impl From<AdvanceError> for DomainError {
+    fn from(error: AdvanceError) -> Self {
+        match error {
+            AdvanceError::OutOfFrames { .. } => Self::OutOfFrames,
+            AdvanceError::FrameBeyondWidth { frame } => Self::FrameBeyondWidth { frame },
+        }
+    }
+}
+
+impl From<RangeError> for MapError {
+    fn from(error: RangeError) -> Self {
+        Self::Range(error)
+    }
+}
+
+impl From<RangeError> for UnmapError {
+    fn from(error: RangeError) -> Self {
+        Self::Range(error)
+    }
+}
+
+fn out_of_frames(formatter: &mut fmt::Formatter<'_>, missing: u64) -> fmt::Result {
+    write!(
+        formatter,
+        "{missing} table frames are lacking: free some, wait for the pool's worker, or raise its watermarks"
+    )
+}
+
+fn frame_beyond_width(formatter: &mut fmt::Formatter<'_>, frame: PhysAddr) -> fmt::Result {
+    write!(
+        formatter,
+        "the allocator handed out {frame}, beyond the host's address width: limit its addresses"
+    )
+}
+
+impl fmt::Display for RangeError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Empty => write!(formatter, "a range of no bytes: give at least 4 KiB"),
+            Self::Misaligned { iova, length } => {
+                write!(formatter, "{length:#x} bytes from {iova}: both must be multiples of 4 KiB")
+            }
+            Self::BeyondWidth { iova, length, width } => {
+                write!(
+                    formatter,
+                    "{length:#x} bytes from {iova} end beyond the domain's {width} bits of address"
+                )
+            }
+        }
+    }
+}
+
+impl fmt::Display for DomainError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::AddressWidth { width, most } => {
+                write!(
+                    formatter,
+                    "an address width of {width} bits: give 13 to {most}, what the levels translate"
+                )
+            }
+            Self::HostAddressWidth { width } => {
+                write!(
+                    formatter,
+                    "a host address width of {width} bits: give 13 to 52, as the DMAR table says"
+                )
+            }
+            Self::OutOfFrames => out_of_frames(formatter, 1),
+            Self::FrameBeyondWidth { frame } => frame_beyond_width(formatter, frame),
+        }
+    }
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Range(error) => error.fmt(formatter),
+            Self::TargetMisaligned { target } => {
+                write!(formatter, "the target {target} must be a multiple of 4 KiB")
+            }
+            Self::TargetBeyondWidth { target, length, width } => {
+                write!(
+                    formatter,
+                    "{length:#x} bytes from the target {target} end beyond the host's {width} bits of address"
+                )
+            }
+            Self::NoPermissions => {
+                write!(formatter, "a mapping without rights is none: give read, write or both")
+            }
+            Self::AlreadyMapped { iova } => write!(formatter, "the page at {iova} is mapped: unmap it first"),
+            Self::OutOfFrames { missing } => out_of_frames(formatter, missing),
+            Self::FrameBeyondWidth { frame } => frame_beyond_width(formatter, frame),
+        }
+    }
+}
+
+impl fmt::Display for UnmapError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Range(error) => error.fmt(formatter),
+            Self::NotMapped { iova } => {
+                write!(formatter, "the page at {iova} is not mapped: unmap what was mapped")
+            }
+            Self::OutOfFrames { missing } => out_of_frames(formatter, missing),
+            Self::FrameBeyondWidth { frame } => frame_beyond_width(formatter, frame),
+        }
+    }
+}
+
+impl Error for RangeError {}
+impl Error for DomainError {}
+impl Error for MapError {}
+impl Error for UnmapError {}

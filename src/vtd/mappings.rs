@@ -1,0 +1,197 @@
+//! Looking: single translations, merged mappings, and the dump. Walks that read and change nothing.
+
+use super::{
+    TableFrames,
+    domain::Domain,
+    format::{Entry, Format, Permissions},
+    table::Run,
+    walk::{Place, Step, Visitor},
+    width::{Iova, PAGE, Span, size},
+};
+use crate::PhysAddr;
+use core::{fmt, marker::PhantomData};
+
+/// Where one address goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The physical address of the very byte.
+    pub target: PhysAddr,
+    /// What the device may do.
+    pub permissions: Permissions,
+    /// The size of the leaf, in bytes.
+    pub page_size: u64,
+}
+
+/// A range that maps to one piece of physical memory with the same rights, by leaves of any size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The first address.
+    pub iova: Iova,
+    /// Where it goes.
+    pub target: PhysAddr,
+    /// The length in bytes.
+    pub length: u64,
+    /// What the device may do.
+    pub permissions: Permissions,
+}
+
+impl Mapping {
+    /// This mapping and the next as one, if they are.
+    fn with(self, next: Self) -> Option<Self> {
+        let follows = self.iova.as_u64() + self.length == next.iova.as_u64()
+            && self.target.as_u64() + self.length == next.target.as_u64()
+            && self.permissions == next.permissions;
+        follows.then_some(Self { length: self.length + next.length, ..self })
+    }
+}
+
+/// A walk that hands each leaf to a closure, which may end it with an `S`.
+struct Leaves<F, S, L> {
+    leaf: L,
+    marker: PhantomData<(F, S)>,
+}
+
+impl<F: Format, S, L: FnMut(Mapping, u64) -> Result<(), S>> Leaves<F, S, L> {
+    fn new(leaf: L) -> Self {
+        Self { leaf, marker: PhantomData }
+    }
+}
+
+impl<F: Format, S, L: FnMut(Mapping, u64) -> Result<(), S>> Visitor for Leaves<F, S, L> {
+    type Stop = S;
+
+    fn entry(&mut self, place: Place<'_>) -> Result<Step, S> {
+        match F::decode(place.table.load(place.index), place.level) {
+            Entry::Table(below) => Ok(Step::Descend(below)),
+            Entry::Empty => Ok(Step::Skip),
+            Entry::Leaf { target, permissions } => {
+                let size = size(place.level, F::INDEX_BITS);
+                let target = PhysAddr::new(target.as_u64() + (place.part.start & (size - 1)));
+                let (iova, length) = (Iova::new(place.part.start), place.part.length());
+                (self.leaf)(Mapping { iova, target, length, permissions }, size).map(|()| Step::Skip)
+            }
+        }
+    }
+
+    fn leaves(&mut self, run: Run<'_>, part: Span) -> Result<(), S> {
+        for (page, entry) in (0..).zip(run.values()) {
+            if let Entry::Leaf { target, permissions } = F::decode(entry, 1) {
+                let iova = Iova::new(part.start + page * PAGE);
+                (self.leaf)(Mapping { iova, target, length: PAGE, permissions }, PAGE)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<F: Format, A: TableFrames> Domain<F, A> {
+    /// Where `iova` goes, if it is mapped.
+    ///
+    /// Thread context; the range around it must not be unmapped and completed meanwhile. One entry a level.
+    pub fn translate(&self, iova: Iova) -> Option<Translation> {
+        let within = iova.as_u64() & (PAGE - 1);
+        let span = Span { start: iova.as_u64() - within, end: (iova.as_u64() - within).checked_add(PAGE)? };
+        if span.end > self.aperture().end {
+            return None;
+        }
+        let found = |page: Mapping, page_size| {
+            let target = PhysAddr::new(page.target.as_u64() + within);
+            Err(Translation { target, permissions: page.permissions, page_size })
+        };
+        self.walk(span, &mut Leaves::<F, _, _>::new(found)).err()
+    }
+
+    /// All mappings in ascending order, neighbours that belong together merged.
+    ///
+    /// Thread context; no range that is being walked must be unmapped and completed meanwhile.
+    pub fn mappings(&self) -> Mappings<'_, F, A> {
+        Mappings { domain: self, rest: self.aperture() }
+    }
+
+    /// A text of all mappings, a line each.
+    pub fn dump(&self) -> Dump<'_, F, A> {
+        Dump { domain: self }
+    }
+}
+
+/// An iterator over the merged mappings of a domain.
+pub struct Mappings<'d, F: Format, A: TableFrames> {
+    domain: &'d Domain<F, A>,
+    rest: Span,
+}
+
+impl<F: Format, A: TableFrames> Iterator for Mappings<'_, F, A> {
+    type Item = Mapping;
+
+    fn next(&mut self) -> Option<Mapping> {
+        if self.rest.start >= self.rest.end {
+            return None;
+        }
+        let mut merged: Option<Mapping> = None;
+        let grow = |leaf: Mapping, _| {
+            match merged {
+                None => merged = Some(leaf),
+                Some(mapping) => merged = Some(mapping.with(leaf).ok_or(())?),
+            }
+            Ok(())
+        };
+        // What ends the walk is the first leaf that does not follow.
+        let _ = self.domain.walk(self.rest, &mut Leaves::<F, (), _>::new(grow));
+        self.rest.start = merged.map_or(self.rest.end, |mapping| mapping.iova.as_u64() + mapping.length);
+        merged
+    }
+}
+
+impl<F: Format, A: TableFrames> fmt::Debug for Mappings<'_, F, A> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Mappings").field("rest", &self.rest).finish_non_exhaustive()
+    }
+}
+
+/// Shows a domain's mappings, a line each.
+///
+/// ```
+/// # #[cfg(feature = "std")] {
+/// # use framepool::{AnonymousMemory, Builder, PhysAddr, vtd::*};
+/// # let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+/// # let domain = SecondStageDomain::new(DomainConfig::new(Levels::Four), &*pool)?;
+/// // SAFETY: no device walks this domain.
+/// unsafe { domain.map(Iova::new(0xfff0_0000), PhysAddr::new(0x7dd2_0000), 0x4000, Permissions::READ)? };
+/// assert_eq!(domain.dump().to_string(), "0x0000fff00000..0x0000fff04000 -> 0x00007dd20000    16 KiB  r-\n");
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Dump<'d, F: Format, A: TableFrames> {
+    domain: &'d Domain<F, A>,
+}
+
+impl<F: Format, A: TableFrames> fmt::Display for Dump<'_, F, A> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Mapping { iova, target, length, permissions } in self.domain.mappings() {
+            let (start, end, target) = (iova.as_u64(), iova.as_u64() + length, target.as_u64());
+            let read = if permissions.contains(Permissions::READ) { 'r' } else { '-' };
+            let write = if permissions.contains(Permissions::WRITE) { 'w' } else { '-' };
+            let (count, unit) = human(length);
+            writeln!(
+                formatter,
+                "{start:#014x}..{end:#014x} -> {target:#014x} {count:>5} {unit}  {read}{write}"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl<F: Format, A: TableFrames> fmt::Debug for Dump<'_, F, A> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+/// A length in the largest unit that keeps it whole.
+fn human(bytes: u64) -> (u64, &'static str) {
+    match bytes {
+        _ if bytes & ((1 << 30) - 1) == 0 => (bytes >> 30, "GiB"),
+        _ if bytes & ((1 << 20) - 1) == 0 => (bytes >> 20, "MiB"),
+        _ => (bytes >> 10, "KiB"),
+    }
+}

@@ -1,0 +1,89 @@
+//! Owns the second-stage entry format, bit by bit (VT-d specification, "Second-Stage Paging Entries", section 9.8; "Second-Level
+//! Translation", section 3.7 in revisions before 3.2).
+//!
+//! ```text
+//!   63 | 62 | 61 ... 52 | 51 ........... 12 | 11  | 10 | 9 | 8 | 7  | 6 .. 2 | 1 | 0
+//!   -  | 0  |     -     | target or table   | SNP | -  | D | A | PS |   0    | W | R
+//! ```
+//! There is no present bit: an entry is present if R or W is set. PS makes an entry of level 2 or 3 a leaf; in level 1 it has no
+//! meaning and stays 0, above level 3 it is reserved. Entries that name a table are readable and writable; the leaf alone
+//! carries the rights, since hardware takes what all levels allow.
+
+use super::format::{Entry, Format, Permissions, sealed};
+use crate::PhysAddr;
+
+const READ: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const PAGE_SIZE: u64 = 1 << 7;
+/// The highest level at which PS has a meaning: leaves of 1 GiB.
+const LARGEST_LEAF_LEVEL: u32 = 3;
+const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
+
+/// The second-stage format: what the hardware walks for requests without a PASID, and for guests.
+#[derive(Clone, Copy, Debug)]
+pub struct SecondStage;
+
+impl sealed::Sealed for SecondStage {}
+
+impl Format for SecondStage {
+    const INDEX_BITS: u32 = 9;
+
+    #[inline(always)]
+    fn leaf(target: PhysAddr, permissions: Permissions, level: u32) -> u64 {
+        let read = if permissions.contains(Permissions::READ) { READ } else { 0 };
+        let write = if permissions.contains(Permissions::WRITE) { WRITE } else { 0 };
+        let large = if level > 1 { PAGE_SIZE } else { 0 };
+        target.as_u64() & ADDRESS | large | write | read
+    }
+
+    #[inline(always)]
+    fn table(table: PhysAddr) -> u64 {
+        table.as_u64() & ADDRESS | WRITE | READ
+    }
+
+    #[inline(always)]
+    fn decode(entry: u64, level: u32) -> Entry {
+        if entry & (READ | WRITE) == 0 {
+            return Entry::Empty;
+        }
+        let address = PhysAddr::new(entry & ADDRESS);
+        if level > LARGEST_LEAF_LEVEL || level > 1 && entry & PAGE_SIZE == 0 {
+            return Entry::Table(address);
+        }
+        let mut permissions = Permissions::empty();
+        permissions.set(Permissions::READ, entry & READ != 0);
+        permissions.set(Permissions::WRITE, entry & WRITE != 0);
+        Entry::Leaf { target: address, permissions }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_have_the_bits_of_the_specification() {
+        let target = PhysAddr::new(0x1_2340_0000);
+        let rights = |bits| Permissions::from_bits_truncate(bits);
+        assert_eq!(SecondStage::leaf(target, rights(1), 1), 0x1_2340_0001);
+        assert_eq!(SecondStage::leaf(target, rights(2), 1), 0x1_2340_0002);
+        assert_eq!(SecondStage::leaf(target, rights(3), 2), 0x1_2340_0083);
+        assert_eq!(SecondStage::leaf(PhysAddr::new(1 << 30), rights(3), 3), 0x4000_0083);
+        assert_eq!(SecondStage::table(target), 0x1_2340_0003);
+    }
+
+    #[test]
+    fn decoding_is_the_inverse_and_ignores_what_hardware_ignores() {
+        let target = PhysAddr::new(0x000F_FFFF_C000_0000);
+        for level in 1..=3 {
+            for bits in 1..=3 {
+                let permissions = Permissions::from_bits_truncate(bits);
+                let entry = SecondStage::leaf(target, permissions, level);
+                let ignored = 1 << 63 | 0x3FF << 52 | 1 << 10 | 3 << 8;
+                assert_eq!(SecondStage::decode(entry | ignored, level), Entry::Leaf { target, permissions });
+            }
+        }
+        assert_eq!(SecondStage::decode(SecondStage::table(target), 4), Entry::Table(target));
+        assert_eq!(SecondStage::decode(!(READ | WRITE), 2), Entry::Empty, "no right, nothing present");
+    }
+}

@@ -1,0 +1,101 @@
+//! Owns the access to the entries of tables: every read and write that hardware can see, and its order.
+
+use super::{TableFrames, width::PAGE};
+use crate::{
+    PhysAddr,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// One table, as the entries that hardware walks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Table<'t> {
+    entries: &'t [AtomicU64],
+}
+
+impl<'t> Table<'t> {
+    /// The table in the frame `frame`.
+    ///
+    /// The callers have `frame` from an entry of a live table, from the root, or from an allocation of their own; it stays a
+    /// table until whoever swaps its entry out has completed the invalidation (INV-10).
+    #[inline(always)]
+    pub(crate) fn at<A: TableFrames>(frames: &'t A, frame: PhysAddr) -> Self {
+        let start = frames.pointer(frame).cast::<AtomicU64>();
+        // SAFETY: the allocator maps 4 KiB, aligned, for every frame that it has handed out, and a table is only ever reached
+        // as these atomics.
+        let entries =
+            unsafe { core::slice::from_raw_parts(start.as_ptr(), PAGE as usize / size_of::<AtomicU64>()) };
+        Self { entries }
+    }
+
+    /// The entries from `first` on, `count` of them.
+    #[inline(always)]
+    pub(crate) fn run(self, first: usize, count: usize) -> Run<'t> {
+        Run(self.entries.get(first..).and_then(|rest| rest.get(..count)).unwrap_or_default())
+    }
+
+    #[inline(always)]
+    fn entry(self, index: usize) -> Option<&'t AtomicU64> {
+        self.entries.get(index)
+    }
+
+    /// Reads an entry.
+    #[inline(always)]
+    pub(crate) fn load(self, index: usize) -> u64 {
+        // Ordering: Acquire pairs with the Release of `install` by another mapper, so that the table behind the entry is
+        // seen with the zeros and entries that were in it when it was linked.
+        self.entry(index).map_or(0, |entry| entry.load(Ordering::Acquire))
+    }
+
+    /// Writes an entry that nobody else changes.
+    #[inline(always)]
+    pub(crate) fn store(self, index: usize, value: u64) {
+        if let Some(entry) = self.entry(index) {
+            // Ordering: Release, towards hardware and the Acquire of readers: what the caller wrote into the page or the
+            // table behind the entry is there before the entry is.
+            entry.store(value, Ordering::Release);
+        }
+    }
+
+    /// Puts `value` in the place of `expected`, or says what is there instead.
+    pub(crate) fn install(self, index: usize, expected: u64, value: u64) -> Result<(), u64> {
+        let entry = self.entry(index).ok_or(0u64)?;
+        // Ordering: Release publishes the new table to the Acquire of `load` and to hardware. Acquire on failure: the loser
+        // walks on through the winner's table.
+        entry.compare_exchange(expected, value, Ordering::Release, Ordering::Acquire).map(drop)
+    }
+
+    /// Takes an entry out; whoever gets a table owns all below it.
+    pub(crate) fn take(self, index: usize) -> u64 {
+        // Ordering: Acquire makes the tables below ours, as written by whoever linked them. Nothing is published: that
+        // hardware has let go is what the invalidation says.
+        self.entry(index).map_or(0, |entry| entry.swap(0, Ordering::Acquire))
+    }
+}
+
+/// Some entries in a row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run<'t>(&'t [AtomicU64]);
+
+impl Run<'_> {
+    /// The first entry for which `wanted` holds, counted from the start of the run.
+    #[inline(always)]
+    pub(crate) fn position(self, wanted: impl Fn(u64) -> bool) -> Option<usize> {
+        // Ordering: Relaxed; entries of the last level name pages, behind which the CPU reads nothing.
+        self.0.iter().position(|entry| wanted(entry.load(Ordering::Relaxed)))
+    }
+
+    /// Writes one entry after the other.
+    #[inline(always)]
+    pub(crate) fn fill(self, values: impl Iterator<Item = u64>) {
+        for (entry, value) in self.0.iter().zip(values) {
+            // Ordering: Release, as for `Table::store`.
+            entry.store(value, Ordering::Release);
+        }
+    }
+
+    /// The values, one after the other.
+    pub(crate) fn values(&self) -> impl Iterator<Item = u64> + '_ {
+        // Ordering: Relaxed; as for `position`.
+        self.0.iter().map(|entry| entry.load(Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,152 @@
+//! Unmapping: a walk that looks, then a walk that takes entries out.
+//!
+//! The first finds out that all of the range is mapped and how many tables it takes to split the large leaves of which only a
+//! part goes; these are taken before the second changes anything (INV-11). A table that lies in the range as a whole is
+//! swapped out by its entry, and what is below it then belongs to this unmap alone (INV-10).
+
+use super::{
+    TableFrames, UnmapError,
+    domain::Tables,
+    format::{Entry, Format, Permissions},
+    frame_list::FrameList,
+    invalidation::Invalidation,
+    table::{Run, Table},
+    walk::{Place, Step, Visitor},
+    width::{Iova, PAGE, Span, size},
+};
+use crate::PhysAddr;
+use core::marker::PhantomData;
+
+/// How many tables it takes to split a leaf at `level` so that `part` of it can go.
+fn tables_to_split<F: Format>(level: u32, part: Span) -> u64 {
+    let size = size(level, F::INDEX_BITS);
+    if level == 1 || part.length() == size {
+        return 0;
+    }
+    let below = size >> F::INDEX_BITS;
+    let head = part.first(below);
+    let mut tables = 1 + tables_to_split::<F>(level - 1, head);
+    let last = Span { start: part.end - 1, end: part.end }.around(below);
+    if last.start >= head.end {
+        tables += tables_to_split::<F>(level - 1, Span { start: last.start, end: part.end });
+    }
+    tables
+}
+
+/// The walk that looks.
+pub(crate) struct Survey<F> {
+    /// Tables that it takes to split leaves.
+    pub(crate) missing: u64,
+    format: PhantomData<F>,
+}
+
+impl<F: Format> Survey<F> {
+    pub(crate) fn new() -> Self {
+        Self { missing: 0, format: PhantomData }
+    }
+}
+
+impl<F: Format> Visitor for Survey<F> {
+    type Stop = UnmapError;
+
+    fn entry(&mut self, place: Place<'_>) -> Result<Step, UnmapError> {
+        match F::decode(place.table.load(place.index), place.level) {
+            Entry::Table(below) => Ok(Step::Descend(below)),
+            Entry::Empty => Err(UnmapError::NotMapped { iova: Iova::new(place.part.start) }),
+            Entry::Leaf { .. } => {
+                self.missing += tables_to_split::<F>(place.level, place.part);
+                Ok(Step::Skip)
+            }
+        }
+    }
+
+    fn leaves(&mut self, run: Run<'_>, part: Span) -> Result<(), UnmapError> {
+        match run.position(|entry| F::decode(entry, 1) == Entry::Empty) {
+            Some(position) => {
+                Err(UnmapError::NotMapped { iova: Iova::new(part.start + position as u64 * PAGE) })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// The walk that takes entries out, with all frames that it can need.
+pub(crate) struct Removing<'w, 'd, F, A: TableFrames> {
+    pub(crate) tables: &'d Tables<A>,
+    pub(crate) advance: FrameList,
+    pub(crate) invalidation: &'w mut Invalidation<'d, A>,
+    pub(crate) format: PhantomData<F>,
+}
+
+impl<F: Format, A: TableFrames> Removing<'_, '_, F, A> {
+    /// Replaces a leaf by a table of smaller leaves that say the same, in one exchange: no translation is ever missing.
+    fn split(
+        &mut self,
+        place: Place<'_>,
+        found: u64,
+        target: PhysAddr,
+        permissions: Permissions,
+    ) -> Option<PhysAddr> {
+        let frames = &self.tables.frames;
+        let below = self.advance.pop(frames)?;
+        let level = place.level - 1;
+        let step = size(level, F::INDEX_BITS);
+        let leaf = |index| F::leaf(PhysAddr::new(target.as_u64() + index * step), permissions, level);
+        Table::at(frames, below).run(0, 1 << F::INDEX_BITS).fill((0..1 << F::INDEX_BITS).map(leaf));
+        if place.table.install(place.index, found, F::table(below)).is_err() {
+            // Only a caller that breaks the contract gets here; the frame goes back with the rest, cleared.
+            Table::at(frames, below).run(0, 1 << F::INDEX_BITS).fill((0..1 << F::INDEX_BITS).map(|_| 0));
+            self.advance.push(frames, below);
+            return None;
+        }
+        self.tables.linked(1);
+        // Hardware may hold the large leaf until it is told about all of it.
+        self.invalidation.cover_tables(place.part.around(size(place.level, F::INDEX_BITS)));
+        Some(below)
+    }
+}
+
+impl<F: Format, A: TableFrames> Visitor for Removing<'_, '_, F, A> {
+    type Stop = UnmapError;
+
+    fn entry(&mut self, place: Place<'_>) -> Result<Step, UnmapError> {
+        let found = place.table.load(place.index);
+        match F::decode(found, place.level) {
+            Entry::Empty => Ok(Step::Skip),
+            Entry::Table(below) if !place.is_whole::<F>() => Ok(Step::Descend(below)),
+            Entry::Leaf { target, permissions } if !place.is_whole::<F>() => {
+                Ok(self.split(place, found, target, permissions).map_or(Step::Skip, Step::Descend))
+            }
+            Entry::Table(_) | Entry::Leaf { .. } => {
+                // What the swap returns is ours, whatever was read before.
+                if let Entry::Table(below) = F::decode(place.table.take(place.index), place.level) {
+                    self.invalidation.cover_tables(place.part);
+                    let detached = collect::<F, A>(&self.tables.frames, below, place.level - 1);
+                    self.tables.unlinked(detached.count());
+                    self.invalidation.take_frames(detached);
+                }
+                Ok(Step::Skip)
+            }
+        }
+    }
+
+    fn leaves(&mut self, run: Run<'_>, part: Span) -> Result<(), UnmapError> {
+        run.fill((0..part.length() / PAGE).map(|_| 0));
+        Ok(())
+    }
+}
+
+/// All tables from `frame` of `level` down, which the caller owns. Recurses once a level.
+pub(crate) fn collect<F: Format, A: TableFrames>(frames: &A, frame: PhysAddr, level: u32) -> FrameList {
+    let mut list = FrameList::new();
+    if level > 1 {
+        let table = Table::at(frames, frame);
+        for index in 0..1 << F::INDEX_BITS {
+            if let Entry::Table(below) = F::decode(table.load(index), level) {
+                list.append(frames, collect::<F, A>(frames, below, level - 1));
+            }
+        }
+    }
+    list.push(frames, frame);
+    list
+}

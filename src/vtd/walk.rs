@@ -1,0 +1,71 @@
+//! Owns the one walk over the tables of a domain; what is done at each entry is the visitor's.
+
+use super::{
+    TableFrames,
+    format::Format,
+    table::{Run, Table},
+    width::{Span, size},
+};
+use crate::PhysAddr;
+
+/// An entry above the last level, and the part of the walked range that it covers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'t> {
+    pub(crate) table: Table<'t>,
+    pub(crate) index: usize,
+    pub(crate) level: u32,
+    pub(crate) part: Span,
+}
+
+impl Place<'_> {
+    /// Whether the range covers all of the entry.
+    pub(crate) fn is_whole<F: Format>(&self) -> bool {
+        self.part.length() == size(self.level, F::INDEX_BITS)
+    }
+}
+
+/// Where the walk goes on.
+pub(crate) enum Step {
+    /// Into the table below.
+    Descend(PhysAddr),
+    /// To the next entry.
+    Skip,
+}
+
+/// What is done on a walk.
+pub(crate) trait Visitor {
+    /// What ends the walk early.
+    type Stop;
+
+    /// At an entry above the last level.
+    fn entry(&mut self, place: Place<'_>) -> Result<Step, Self::Stop>;
+
+    /// At the entries of the last level that cover `part`, in a row.
+    fn leaves(&mut self, run: Run<'_>, part: Span) -> Result<(), Self::Stop>;
+}
+
+/// Walks over `part` in the table `frame` of `level`, in ascending order. Recurses once a level.
+pub(crate) fn walk<F: Format, A: TableFrames, V: Visitor>(
+    frames: &A,
+    frame: PhysAddr,
+    level: u32,
+    part: Span,
+    visitor: &mut V,
+) -> Result<(), V::Stop> {
+    let table = Table::at(frames, frame);
+    let size = size(level, F::INDEX_BITS);
+    let index = |address: u64| (address / size) as usize & ((1 << F::INDEX_BITS) - 1);
+    if level == 1 {
+        return visitor.leaves(table.run(index(part.start), (part.length() / size) as usize), part);
+    }
+    let mut rest = part;
+    while rest.start < rest.end {
+        let part = rest.first(size);
+        let place = Place { table, index: index(part.start), level, part };
+        if let Step::Descend(below) = visitor.entry(place)? {
+            walk::<F, A, V>(frames, below, level - 1, part, visitor)?;
+        }
+        rest.start = part.end;
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! The builder against an ordered map of pages: any sequence of maps and unmaps, dense enough that they meet.
+#![cfg(not(loom))]
+
+mod common;
+
+use common::tables::TestFrames;
+use framepool::{PhysAddr, vtd::*};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+const PAGE: u64 = 4096;
+/// Windows in which everything happens, in pages: at the start, and around the borders of 1 GiB and of 512 GiB.
+const WINDOWS: [u64; 3] = [0, (1 << 18) - 768, (1 << 27) - 576];
+const WINDOW: u64 = 1536;
+
+#[derive(Clone, Debug)]
+struct Operation {
+    unmap: bool,
+    window: usize,
+    page: u64,
+    pages: u64,
+    aligned: bool,
+    target: u64,
+    permissions: u8,
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let pages = prop_oneof![4 => 1..8u64, 2 => 1..WINDOW, 1 => Just(512), 1 => Just(1024)];
+    (any::<bool>(), 0..WINDOWS.len(), 0..WINDOW, pages, any::<bool>(), 0..4u64, 1..4u8).prop_map(
+        |(unmap, window, page, pages, aligned, target, permissions)| Operation {
+            unmap,
+            window,
+            page,
+            pages,
+            aligned,
+            target,
+            permissions,
+        },
+    )
+}
+
+type Model = BTreeMap<u64, (u64, Permissions)>;
+
+/// The model's mappings, neighbours merged.
+fn merged(model: &Model) -> Vec<Mapping> {
+    let mut all: Vec<Mapping> = Vec::new();
+    for (&page, &(target, permissions)) in model {
+        let (iova, target) = (Iova::new(page * PAGE), PhysAddr::new(target * PAGE));
+        match all.last_mut() {
+            Some(last)
+                if last.iova.as_u64() + last.length == iova.as_u64()
+                    && last.target.as_u64() + last.length == target.as_u64()
+                    && last.permissions == permissions =>
+            {
+                last.length += PAGE;
+            }
+            _ => all.push(Mapping { iova, target, length: PAGE, permissions }),
+        }
+    }
+    all
+}
+
+fn check(levels: Levels, page_sizes: PageSizes, operations: &[Operation]) -> Result<(), TestCaseError> {
+    let frames = TestFrames::default();
+    let domain =
+        SecondStageDomain::new(DomainConfig { page_sizes, ..DomainConfig::new(levels) }, &frames).unwrap();
+    let mut model = Model::new();
+    for operation in operations {
+        // 512 GiB is where three levels end.
+        let window = if levels == Levels::Three { operation.window % 2 } else { operation.window };
+        let mut first = WINDOWS[window] + operation.page;
+        if operation.aligned {
+            first &= !511;
+        }
+        let range = first..first + operation.pages;
+        let (iova, length) = (Iova::new(first * PAGE), operation.pages * PAGE);
+        if operation.unmap {
+            let hole = range.clone().find(|page| !model.contains_key(page));
+            match domain.unmap(iova, length) {
+                Ok(invalidation) => {
+                    prop_assert_eq!(hole, None);
+                    model.retain(|page, _| !range.contains(page));
+                    prop_assert_eq!(frames.live(), domain.table_frames() + invalidation.table_frames());
+                    // SAFETY: no device walks these tables.
+                    unsafe { invalidation.complete() };
+                }
+                Err(error) => {
+                    prop_assert_eq!(
+                        Some(error),
+                        hole.map(|page| UnmapError::NotMapped { iova: Iova::new(page * PAGE) })
+                    );
+                }
+            }
+        } else {
+            let target = (operation.target << 18) + if operation.target == 0 { 1 } else { first & 511 };
+            let permissions = Permissions::from_bits_truncate(operation.permissions);
+            let taken = range.clone().find(|page| model.contains_key(page));
+            // SAFETY: no device walks these tables.
+            match unsafe { domain.map(iova, PhysAddr::new(target * PAGE), length, permissions) } {
+                Ok(()) => {
+                    prop_assert_eq!(taken, None);
+                    model.extend(
+                        range.clone().zip(target..).map(|(page, target)| (page, (target, permissions))),
+                    );
+                }
+                Err(error) => {
+                    prop_assert_eq!(
+                        Some(error),
+                        taken.map(|page| MapError::AlreadyMapped { iova: Iova::new(page * PAGE) })
+                    );
+                }
+            }
+        }
+        for page in first.saturating_sub(2)..range.end + 2 {
+            let at = domain
+                .translate(Iova::new(page * PAGE + 0x123))
+                .map(|at| (at.target.as_u64(), at.permissions));
+            let expected =
+                model.get(&page).map(|&(target, permissions)| (target * PAGE + 0x123, permissions));
+            prop_assert_eq!(at, expected, "page {:#x}", page);
+        }
+        prop_assert_eq!(frames.live(), domain.table_frames());
+    }
+    prop_assert_eq!(domain.mappings().collect::<Vec<_>>(), merged(&model));
+    // SAFETY: no device walks these tables.
+    unsafe { domain.close().complete() };
+    prop_assert_eq!((frames.live(), frames.leaked_so_far()), (0, 0));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn three_levels_agree_with_the_model(large in 0..4u8, operations in prop::collection::vec(operation(), 0..40)) {
+        check(Levels::Three, PageSizes::from_bits_truncate(large), &operations)?;
+    }
+
+    #[test]
+    fn four_levels_agree_with_the_model(large in 0..4u8, operations in prop::collection::vec(operation(), 0..40)) {
+        check(Levels::Four, PageSizes::from_bits_truncate(large), &operations)?;
+    }
+
+    #[test]
+    fn five_levels_agree_with_the_model(large in 0..4u8, operations in prop::collection::vec(operation(), 0..40)) {
+        check(Levels::Five, PageSizes::from_bits_truncate(large), &operations)?;
+    }
+}
