@@ -88,12 +88,6 @@ impl Registry {
         Ok(())
     }
 
-    /// Whether the pool has taken `frame` in.
-    #[cfg(test)]
-    pub fn contains(&self, frame: FrameNumber) -> bool {
-        frame != VACANT && Self::count(self.reach(frame), frame) > 0
-    }
-
     /// Lets a frame go; the caller owns it. Bounded by the reach.
     pub fn remove(&self, frame: FrameNumber) {
         for position in self.reach(frame) {

@@ -18,7 +18,7 @@ use core::{error::Error, fmt, mem::MaybeUninit, ptr::NonNull};
 ///
 /// let memory: &'static mut [MaybeUninit<u8>] = Box::leak(Box::new_uninit_slice(10 * 4096));
 /// let region = FixedRegion::new(memory)?.at(PhysAddr::new(0x10_0000));
-/// assert_eq!(region.frames(), 8, "one frame is lost to alignment, one to bookkeeping");
+/// assert!(region.frames() >= 8, "at most one is lost to alignment, one to bookkeeping");
 /// assert!(region.try_supply().is_some_and(|frame| frame >= PhysAddr::new(0x10_0000)));
 /// # Ok::<(), framepool::RegionTooSmall>(())
 /// ```

@@ -57,8 +57,8 @@ enum Fate {
 }
 
 /// What is copied; everything else (examples, recordings) is left out.
-const SOURCES: [&str; 8] =
-    ["Cargo.toml", "Cargo.lock", "README.md", "clippy.toml", "src", "tests", "loom-tests", "examples/replay"];
+const SOURCES: [&str; 7] =
+    ["Cargo.toml", "Cargo.lock", "README.md", "src", "tests", "loom-tests", "examples/replay"];
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let arguments = Arguments::parse();
