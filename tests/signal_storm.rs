@@ -143,7 +143,7 @@ fn main() {
     let barrier = Barrier::new(THREADS);
     let end = Duration::from_secs(seconds);
     thread::scope(|scope| {
-        for thread in 0..THREADS {
+        for (thread, stash) in STASHES.iter().enumerate() {
             let (harness, barrier) = (&harness, &barrier);
             scope.spawn(move || {
                 let mut random = Random::new(thread as u64 + 1);
@@ -156,7 +156,7 @@ fn main() {
                 }
                 drop(timers);
                 held.drain(..).for_each(give);
-                STASHES[thread].iter().for_each(|place| exchange(place, None));
+                stash.iter().for_each(|place| exchange(place, None));
             });
         }
     });
