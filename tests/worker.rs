@@ -64,7 +64,7 @@ struct Hanging {
     inner: Scripted,
     hang: AtomicBool,
     hanging: AtomicU32,
-    gate: Arc<(Mutex<bool>, Condvar)>,
+    gate: Arc<Gate>,
     dropped: Arc<AtomicBool>,
 }
 
@@ -102,7 +102,10 @@ impl Drop for Hanging {
     }
 }
 
-fn hanging() -> (WorkedPool<Hanging>, Arc<(Mutex<bool>, Condvar)>, Arc<AtomicBool>) {
+/// What the source hangs at until it is opened.
+type Gate = (Mutex<bool>, Condvar);
+
+fn hanging() -> (WorkedPool<Hanging>, Arc<Gate>, Arc<AtomicBool>) {
     let gate = Arc::new((Mutex::new(false), Condvar::new()));
     let dropped = Arc::new(AtomicBool::new(false));
     let source = Hanging {
@@ -120,7 +123,7 @@ fn hanging() -> (WorkedPool<Hanging>, Arc<(Mutex<bool>, Condvar)>, Arc<AtomicBoo
     (pool, gate, dropped)
 }
 
-fn open(gate: &(Mutex<bool>, Condvar)) {
+fn open(gate: &Gate) {
     *gate.0.lock().unwrap() = true;
     gate.1.notify_all();
 }
