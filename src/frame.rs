@@ -6,7 +6,7 @@ use core::{fmt, mem::ManuallyDrop, ptr::NonNull};
 /// A physical address, in bytes, as the device or the page tables see it.
 ///
 /// What "physical" means is the host's business: real physical memory in a kernel, any numbering that its
-/// [`FrameSource`](crate::FrameSource) keeps consistent elsewhere.
+/// [`FrameSource`] keeps consistent elsewhere.
 ///
 /// ```
 /// use framepool::PhysAddr;

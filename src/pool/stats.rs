@@ -1,5 +1,7 @@
 //! What the pool tells about itself; no path of the pool reads it back (R15).
 
+use super::FramePool;
+use crate::{platform::Platform, source::FrameSource};
 use core::fmt;
 
 /// A snapshot of a pool's state and counters, in frames or in events.
@@ -97,5 +99,50 @@ impl fmt::Display for Stats {
             writeln!(formatter, "{name:<20} {value:>12}")?;
         }
         Ok(())
+    }
+}
+
+impl<S: FrameSource, P: Platform> FramePool<S, P> {
+    /// A snapshot of the pool's state and counters.
+    ///
+    /// From thread and interrupt context; bounded by the number of CPUs. Exact when no operation is in progress.
+    pub fn stats(&self) -> Stats {
+        let totals = self.cache.totals();
+        let counters = &self.counters;
+        let reserve = u64::from(self.reserve.target().saturating_sub(self.reserve.missing()));
+        let overflow = counters.overflowed.get().saturating_sub(counters.recovered.get());
+        let stock = u64::from(self.depot.level().frames()) + reserve;
+        let owned = u64::from(self.door.owned());
+        let in_use = owned.saturating_sub(totals.frames + stock + overflow);
+        counters.in_use_peak.raise_to(in_use);
+        Stats {
+            capacity: u64::from(self.door.capacity()),
+            owned,
+            in_use,
+            in_use_peak: counters.in_use_peak.get(),
+            cached: totals.frames,
+            stock,
+            reserve,
+            overflow,
+            cache_hits: totals.popped,
+            depot_hits: counters.depot_hits.get(),
+            steals: counters.steals.get(),
+            reserve_hits: counters.reserve_hits.get(),
+            fallback_taken: self.fallback.taken.get(),
+            fallback_failed: self.fallback.failed.get(),
+            exhausted: counters.exhausted.get(),
+            freed: totals.pushed + counters.freed_below.get(),
+            refills: counters.refills.get(),
+            refilled: counters.refilled.get(),
+            source_failures: counters.source_failures.get(),
+            refused: self.door.refused(),
+            trimmed: counters.trimmed.get(),
+            rings: counters.rings.get(),
+            collisions: counters.collisions.get(),
+            #[cfg(feature = "vtd")]
+            table_frames_leaked: counters.table_frames_leaked.get(),
+            #[cfg(not(feature = "vtd"))]
+            table_frames_leaked: 0,
+        }
     }
 }

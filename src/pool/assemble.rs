@@ -1,0 +1,147 @@
+//! How a pool is put together: bookkeeping memory carved into the structures, then the first frames.
+
+use super::{
+    BuildError, Builder, Counters, FramePool, cache::Cache, config::Extents, depot::Depot, door::Door,
+    fallback::Fallback, refill::Policy, reserve::Reserve,
+};
+use crate::{
+    platform::Platform,
+    raw::{
+        arena::{Arena, Memory},
+        level::FillLevel,
+        magazine::{Magazine, Magazines},
+        overflow::Overflow,
+        registry::Registry,
+        slot::{Slot, SlotState, Slots},
+        turn::Turn,
+    },
+    source::FrameSource,
+    sync::{
+        atomic::{AtomicBool, AtomicU32},
+        cell::UnsafeCell,
+    },
+};
+use core::mem::ManuallyDrop;
+use crossbeam_utils::CachePadded;
+
+impl Builder {
+    /// Builds the pool in bookkeeping memory from the heap, and fetches the initial frames. The heap is not touched again
+    /// until the pool goes.
+    ///
+    /// Thread context: the source may sleep.
+    ///
+    /// # Errors
+    /// [`BuildError`]; nothing is left behind.
+    #[cfg(feature = "alloc")]
+    pub fn build<S: FrameSource, P: Platform>(
+        self,
+        source: S,
+        platform: P,
+    ) -> Result<FramePool<S, P>, BuildError> {
+        let extents = self.extents()?;
+        let layout = extents.layout()?;
+        let (arena, memory) = Arena::on_heap(layout).ok_or(BuildError::NoHeap { needed: layout.size() })?;
+        FramePool::assemble(&self, extents, (arena, memory, layout.size()), source, platform)
+    }
+
+    /// Builds the pool in bookkeeping memory that the caller gives away, see [`memory_layout`](Self::memory_layout), and
+    /// fetches the initial frames. Needs no heap.
+    ///
+    /// Thread context: the source may sleep.
+    ///
+    /// # Errors
+    /// [`BuildError`]; the memory stays given away.
+    ///
+    /// ```
+    /// use core::mem::MaybeUninit;
+    /// # use framepool::{Builder, Claim, FixedRegion, Platform};
+    /// # struct OneCpu;
+    /// # impl Platform for OneCpu {
+    /// #     type Ownership = Claim;
+    /// #     fn ownership(&self) -> &Claim { &Claim }
+    /// #     fn current_cpu(&self) -> usize { 0 }
+    /// #     fn ring(&self) {}
+    /// # }
+    /// # let memory: &'static mut [MaybeUninit<u8>] = Box::leak(Box::new_uninit_slice(1 << 16));
+    /// # let region: &'static mut [MaybeUninit<u8>] = Box::leak(Box::new_uninit_slice(40 << 12));
+    /// let pool = Builder::new(32).cpus(1).build_in(memory, FixedRegion::new(region).unwrap(), OneCpu)?;
+    /// assert!(pool.alloc().is_ok());
+    /// # Ok::<(), framepool::BuildError>(())
+    /// ```
+    pub fn build_in<S: FrameSource, P: Platform>(
+        self,
+        memory: &'static mut [core::mem::MaybeUninit<u8>],
+        source: S,
+        platform: P,
+    ) -> Result<FramePool<S, P>, BuildError> {
+        let extents = self.extents()?;
+        let given = memory.len();
+        let (arena, memory) = Arena::given(memory);
+        FramePool::assemble(&self, extents, (arena, memory, given), source, platform)
+    }
+}
+
+impl<S: FrameSource, P: Platform> FramePool<S, P> {
+    fn assemble(
+        builder: &Builder,
+        extents: Extents,
+        (mut arena, memory, given): (Arena, Memory, usize),
+        source: S,
+        platform: P,
+    ) -> Result<Self, BuildError> {
+        let base = source.base();
+        if !base.is_aligned(u64::from(builder.frame_size)) {
+            return Err(BuildError::BaseMisaligned);
+        }
+        let layout = extents.layout()?;
+        let needed = layout.size() + layout.align();
+        let too_small = BuildError::MemoryTooSmall { given, needed };
+        let word = |_| AtomicU32::new(0);
+        // The first two magazines of each slot are empty; all others start on the empty stack.
+        let slot = |cpu: usize| {
+            let first = 2 * cpu as u32;
+            CachePadded::new(Slot::new(SlotState::holding(new_magazine(first), new_magazine(first + 1))))
+        };
+        let slots = arena.carve(extents.cpus, slot).ok_or(too_small)?;
+        let entries = arena.carve(extents.entries(), |_| UnsafeCell::new(0)).ok_or(too_small)?;
+        let links = arena.carve(extents.magazines, word).ok_or(too_small)?;
+        let lengths = arena.carve(extents.magazines, word).ok_or(too_small)?;
+        let reserve_links = arena.carve(extents.reserve as usize, word).ok_or(too_small)?;
+        let reserve_cells = arena.carve(extents.reserve as usize, word).ok_or(too_small)?;
+        let positions = arena.carve(extents.positions(), |_| Registry::vacant()).ok_or(too_small)?;
+
+        let watermarks = builder.watermarks;
+        // The level counts the depot alone; the reserve is there on top of it.
+        let level = FillLevel::new(watermarks.low - watermarks.min, watermarks.max - watermarks.min);
+        let magazines = Magazines::new(entries, extents.magazine_size);
+        let depot = Depot::new(&links, lengths, extents.magazine_size, level);
+        for index in 2 * extents.cpus..extents.magazines {
+            depot.put(new_magazine(index as u32));
+        }
+        let door = Door::new(Registry::new(positions), base, builder.frame_size, extents.capacity);
+        let pool = Self {
+            cache: Cache::new(Slots { slots, magazines }),
+            reserve: Reserve::new(&reserve_links, reserve_cells),
+            depot,
+            overflow: Overflow::new(),
+            door,
+            fallback: Fallback::new(builder.fallback),
+            maintenance: Turn::new(Policy::default()),
+            watermarks,
+            closing: AtomicBool::new(false),
+            counters: Counters::default(),
+            platform,
+            source: ManuallyDrop::new(source),
+            memory,
+        };
+        pool.fill_at_construction(extents.initial)?;
+        Ok(pool)
+    }
+}
+
+/// A magazine at construction: empty, and nowhere yet.
+#[allow(unsafe_code, reason = "construction is where magazines come into being")]
+fn new_magazine(index: u32) -> Magazine {
+    // SAFETY: each index is used once, by `assemble`, and no entry is filled.
+    unsafe { Magazine::from_parts(index, 0) }
+}

@@ -1,0 +1,94 @@
+//! The ways back: where a free puts its frame when its CPU's cache has no room.
+
+use super::{FramePool, SourceContents};
+use crate::{
+    platform::Platform,
+    raw::{
+        magazine::{FrameNumber, Magazine},
+        overflow::Chain,
+        slot::SlotMiss,
+    },
+    source::FrameSource,
+};
+
+impl<S: FrameSource, P: Platform> FramePool<S, P> {
+    #[inline(always)]
+    pub(crate) fn give(&self, frame: FrameNumber) {
+        let frame = if self.reserve.missing() == 0 { Err(frame) } else { self.reserve.put(frame) };
+        let Err(frame) = frame else { return self.counters.freed_below.add(1) };
+        if let Err(miss) = self.cache.push(&self.platform, frame) {
+            self.counters.freed_below.add(1);
+            self.give_below(frame, miss);
+        }
+    }
+
+    /// What a free does when the slot is full or busy.
+    #[cold]
+    #[inline(never)]
+    fn give_below(&self, frame: FrameNumber, miss: SlotMiss) {
+        self.count_collision(miss);
+        let magazines = self.cache.magazines();
+        if miss == SlotMiss::Unsuited
+            && let Some(mut magazine) = self.depot.take_vacant()
+        {
+            let from_stock = magazine.length();
+            let pushed = magazines.push(&mut magazine, frame);
+            match self.cache.load_vacant(&self.platform, magazine) {
+                Ok(full) => {
+                    self.return_to_stock(full);
+                    if from_stock > 0 {
+                        let ring = self.depot.level().removed(from_stock);
+                        self.ring(ring);
+                    }
+                }
+                Err(magazine) => {
+                    let ring = self.depot.level().added(magazine.length() - from_stock);
+                    self.ring(ring);
+                    self.depot.put(magazine);
+                }
+            }
+            if pushed.is_ok() {
+                return;
+            }
+        }
+        self.put_one(frame);
+    }
+
+    /// Puts one frame into the stock, or the overflow when there is no magazine with room.
+    #[allow(unsafe_code, reason = "the overflow runs through the frames themselves")]
+    pub(super) fn put_one(&self, frame: FrameNumber) {
+        match self.depot.put_one(self.cache.magazines(), frame) {
+            Ok(ring) => self.ring(ring),
+            Err(frame) => {
+                self.counters.overflowed.add(1);
+                // SAFETY: the frame is the pool's and in no other place, and the source maps it.
+                unsafe { self.overflow.push(&SourceContents(&*self.source), frame, self.door.address(frame)) }
+            }
+        }
+    }
+
+    /// Puts a magazine on the depot whose frames the level does not count yet.
+    pub(super) fn return_to_stock(&self, magazine: Magazine) {
+        if magazine.length() > 0 {
+            let ring = self.depot.level().added(magazine.length());
+            self.ring(ring);
+        }
+        self.depot.put(magazine);
+    }
+
+    /// Gives every frame of the overflow another chance to find a magazine.
+    pub(super) fn recover_overflow(&self) {
+        let mut chain = self.overflow.take_all();
+        while let Some(frame) = self.next_of(&mut chain) {
+            self.put_one(frame);
+        }
+    }
+
+    #[allow(unsafe_code, reason = "the overflow runs through the frames themselves")]
+    pub(super) fn next_of(&self, chain: &mut Chain) -> Option<FrameNumber> {
+        // SAFETY: the frames of the chain are the pool's, and the source maps every frame of the pool.
+        let frame = unsafe { chain.pop(&SourceContents(&*self.source), |number| self.door.address(number)) }?;
+        self.counters.recovered.add(1);
+        Some(frame)
+    }
+}
