@@ -47,7 +47,7 @@ mod walk;
 mod width;
 
 pub use domain::{ClosedDomain, Domain, DomainConfig, SecondStageDomain};
-pub use error::{DomainError, MapError, RangeError, UnmapError};
+pub use error::{DomainError, MapError, RangeError, TooFewFrames, UnmapError};
 pub use format::{Format, Permissions};
 pub use invalidation::{Invalidation, IovaRange};
 pub use mappings::{Dump, Mapping, Mappings, Translation};
@@ -57,7 +57,7 @@ pub use width::{Iova, Levels, PageSizes};
 /// Where the table frames of a domain come from (V11): the pool, or any allocator of 4 KiB frames.
 ///
 /// # Safety
-/// * A frame that `allocate` returned is 4 KiB large and aligned, filled with zeros, and belongs to the caller until `free`.
+/// * A frame that `allocate` or `allocate_all` handed out is 4 KiB large and aligned, filled with zeros, and belongs to the caller until `free`.
 /// * `pointer` maps it, valid for reads and writes of 4 KiB, at the same place each time, until `free`.
 /// * Nothing here sleeps, takes a lock that an interrupt could find taken, or panics.
 #[allow(unsafe_code, reason = "states duties that only the implementer can keep")]
@@ -65,10 +65,37 @@ pub unsafe trait TableFrames {
     /// One frame filled with zeros, if there is one now. From any context from which a domain is changed.
     fn allocate(&self) -> Option<PhysAddr>;
 
+    /// Takes `count` frames filled with zeros, all or nothing, and hands each to `each`, which asks this allocator for nothing but
+    /// [`pointer`](Self::pointer). From the contexts of `allocate`.
+    ///
+    /// As provided: one by one. An allocator that can take many at once does better.
+    ///
+    /// # Errors
+    /// [`TooFewFrames`] says how many were lacking. Then `each` was not called, and every frame that there was is back.
+    fn allocate_all(&self, count: u64, each: &mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames> {
+        let mut list = frame_list::FrameList::new();
+        while list.count() < count {
+            let Some(frame) = self.allocate() else {
+                let missing = count - list.count();
+                while let Some(frame) = list.pop(self) {
+                    // SAFETY: `allocate` has just handed the frame out, and nobody else has seen it.
+                    unsafe { self.free(frame) };
+                }
+                return Err(TooFewFrames { missing });
+            };
+            list.push(self, frame);
+        }
+        while let Some(frame) = list.pop(self) {
+            each(frame);
+        }
+        Ok(())
+    }
+
     /// Takes a frame back.
     ///
     /// # Safety
-    /// `frame` came from `allocate` of this allocator, was not given back since, and nothing reaches it, hardware included.
+    /// `frame` came from `allocate` or `allocate_all` of this allocator, was not given back since, and nothing reaches it, hardware
+    /// included.
     unsafe fn free(&self, frame: PhysAddr);
 
     /// Where the CPU reads and writes `frame`.
@@ -85,6 +112,10 @@ pub unsafe trait TableFrames {
 unsafe impl<T: TableFrames + ?Sized> TableFrames for &T {
     fn allocate(&self) -> Option<PhysAddr> {
         (**self).allocate()
+    }
+
+    fn allocate_all(&self, count: u64, each: &mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames> {
+        (**self).allocate_all(count, each)
     }
 
     unsafe fn free(&self, frame: PhysAddr) {

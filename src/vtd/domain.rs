@@ -259,17 +259,16 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// Takes `count` zeroed frames, or none.
     fn advance(&self, count: u64) -> Result<FrameList, AdvanceError> {
         let mut list = FrameList::new();
-        while list.count() < count {
-            let Some(frame) = self.tables.frames.allocate() else {
-                let missing = count - list.count();
-                self.tables.give_back(list);
-                return Err(AdvanceError::OutOfFrames { missing });
-            };
-            list.push(&self.tables.frames, frame);
+        let mut beyond = None;
+        self.tables.frames.allocate_all(count, &mut |frame| {
             if frame.as_u64() >> self.config.host_address_width != 0 {
-                self.tables.give_back(list);
-                return Err(AdvanceError::FrameBeyondWidth { frame });
+                beyond = Some(frame);
             }
+            list.push(&self.tables.frames, frame);
+        })?;
+        if let Some(frame) = beyond {
+            self.tables.give_back(list);
+            return Err(AdvanceError::FrameBeyondWidth { frame });
         }
         Ok(list)
     }

@@ -115,10 +115,23 @@ pub enum UnmapError {
     },
 }
 
+/// An allocator of table frames has fewer than were wanted at once. None was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooFewFrames {
+    /// How many were lacking.
+    pub missing: u64,
+}
+
 /// Why frames could not be taken in advance.
 pub(crate) enum AdvanceError {
     OutOfFrames { missing: u64 },
     FrameBeyondWidth { frame: PhysAddr },
+}
+
+impl From<TooFewFrames> for AdvanceError {
+    fn from(TooFewFrames { missing }: TooFewFrames) -> Self {
+        Self::OutOfFrames { missing }
+    }
 }
 
 impl From<AdvanceError> for MapError {
@@ -248,6 +261,13 @@ impl fmt::Display for UnmapError {
     }
 }
 
+impl fmt::Display for TooFewFrames {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out_of_frames(formatter, self.missing)
+    }
+}
+
+impl Error for TooFewFrames {}
 impl Error for RangeError {}
 impl Error for DomainError {}
 impl Error for MapError {}

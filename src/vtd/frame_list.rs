@@ -30,7 +30,7 @@ impl FrameList {
     }
 
     /// Adds a frame that the caller owns.
-    pub(crate) fn push<A: TableFrames>(&mut self, frames: &A, frame: PhysAddr) {
+    pub(crate) fn push<A: TableFrames + ?Sized>(&mut self, frames: &A, frame: PhysAddr) {
         Table::at(frames, frame).store(LINK, self.head.as_u64());
         if self.count == 0 {
             self.tail = frame;
@@ -40,7 +40,7 @@ impl FrameList {
     }
 
     /// Takes a frame out; its first entry is empty again.
-    pub(crate) fn pop<A: TableFrames>(&mut self, frames: &A) -> Option<PhysAddr> {
+    pub(crate) fn pop<A: TableFrames + ?Sized>(&mut self, frames: &A) -> Option<PhysAddr> {
         self.count = self.count.checked_sub(1)?;
         let frame = self.head;
         let table = Table::at(frames, frame);
@@ -50,7 +50,7 @@ impl FrameList {
     }
 
     /// Adds all frames of `other`.
-    pub(crate) fn append<A: TableFrames>(&mut self, frames: &A, other: Self) {
+    pub(crate) fn append<A: TableFrames + ?Sized>(&mut self, frames: &A, other: Self) {
         if other.count == 0 {
             return;
         }

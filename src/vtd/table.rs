@@ -18,7 +18,7 @@ impl<'t> Table<'t> {
     /// The callers have `frame` from an entry of a live table, from the root, or from an allocation of their own; it stays a
     /// table until whoever swaps its entry out has completed the invalidation (INV-10).
     #[inline(always)]
-    pub(crate) fn at<A: TableFrames>(frames: &'t A, frame: PhysAddr) -> Self {
+    pub(crate) fn at<A: TableFrames + ?Sized>(frames: &'t A, frame: PhysAddr) -> Self {
         let start = frames.pointer(frame).cast::<AtomicU64>();
         // SAFETY: the allocator maps 4 KiB, aligned, for every frame that it has handed out, and a table is only ever reached
         // as these atomics.
