@@ -1,0 +1,217 @@
+//! Replays DMA traces of real Linux drivers against the VT-d builder over a framepool, and checks every call.
+//!
+//! One domain for each device; the map and unmap calls of each CPU on a thread of its own, some of them from inside signal
+//! handlers that interrupt the others; table frames on demand from the pool. After each call every page that it named is compared
+//! with the trace, and now and then all mappings of all domains with an ordered map.
+//!
+//! ```sh
+//! cargo run --release --example replay                          # all recorded traces
+//! cargo run --release --example replay -- --trace FILE --json   # another one; one JSON object on the last line
+//! ```
+
+#![allow(unreachable_pub, reason = "a program: nothing of it is reachable from elsewhere")]
+
+use clap::Parser;
+use driver::{Counts, Replay};
+use framepool::{
+    AnonymousMemory, Builder, Watermarks, WorkedPool,
+    vtd::{Domain, DomainConfig, Levels, PageSizes, SecondStage},
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use picture::Sample;
+use plan::Plan;
+use report::Outcome;
+use std::{
+    error::Error,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::atomic::Ordering::SeqCst,
+    thread,
+    time::{Duration, Instant},
+};
+use trace::TraceError;
+
+mod driver;
+mod interrupts;
+mod picture;
+mod plan;
+mod report;
+mod trace;
+
+const RECORDED: [&str; 3] = ["nvme4k_strict.txt.zst", "mix_strict.txt.zst", "net_lazy.txt.zst"];
+/// How often the pool is looked at for the picture.
+const SAMPLING: Duration = Duration::from_micros(500);
+/// Exit codes: something differed from the model; a trace is malformed.
+const DIFFERENT: u8 = 1;
+const MALFORMED: u8 = 2;
+
+/// Replays DMA traces of Linux drivers on a framepool, every call checked against a model.
+#[derive(Parser)]
+struct Arguments {
+    /// A trace to replay, plain or zstd; all recorded ones if not given.
+    #[arg(long, value_name = "FILE")]
+    trace: Vec<PathBuf>,
+    /// Print one JSON object on the last line of standard output.
+    #[arg(long)]
+    json: bool,
+    /// Where the pictures go, one SVG for each trace.
+    #[arg(long, value_name = "DIRECTORY", default_value = "target/replay")]
+    pictures: PathBuf,
+    /// Levels of tables.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(4..=5))]
+    levels: u8,
+    /// No leaves of 2 MiB and 1 GiB.
+    #[arg(long)]
+    small_pages: bool,
+    /// Frames that the pool may own.
+    #[arg(long, default_value_t = 4096)]
+    capacity: u32,
+    /// The watermarks min, low, high and max, in frames.
+    #[arg(long, value_name = "MIN,LOW,HIGH,MAX", value_parser = watermarks, default_value = "4,8,24,48")]
+    watermarks: Watermarks,
+    /// Microseconds between two interrupts on each CPU; 0 for none.
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 40)]
+    interrupts: u64,
+}
+
+fn watermarks(text: &str) -> Result<Watermarks, String> {
+    let numbers: Vec<u32> = text
+        .split(',')
+        .map(|number| number.parse().map_err(|error| format!("{number}: {error}")))
+        .collect::<Result<_, _>>()?;
+    match numbers[..] {
+        [min, low, high, max] => Ok(Watermarks { min, low, high, max }),
+        _ => Err("give four numbers".into()),
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::parse();
+    if arguments.trace.is_empty() {
+        let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/traces");
+        arguments.trace = RECORDED.map(|name| recorded.join(name)).into();
+    }
+    match run(&arguments) {
+        Ok(outcomes) => {
+            println!("{}", report::table(&outcomes));
+            for outcome in outcomes.iter().filter(|outcome| outcome.mismatches > 0) {
+                let line = outcome.first_mismatch.unwrap_or(0);
+                eprintln!("{}: {} mismatches, the first at line {line}", outcome.name, outcome.mismatches);
+            }
+            let different = outcomes.iter().any(|outcome| outcome.mismatches > 0);
+            if arguments.json {
+                println!("{}", report::json(&outcomes));
+            }
+            if different { DIFFERENT.into() } else { ExitCode::SUCCESS }
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            if error.is::<Malformed>() { MALFORMED.into() } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// A trace file that cannot be replayed.
+#[derive(Debug)]
+struct Malformed {
+    path: PathBuf,
+    error: TraceError,
+}
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}: {}", self.path.display(), self.error)
+    }
+}
+
+impl Error for Malformed {}
+
+fn run(arguments: &Arguments) -> Result<Vec<Outcome>, Box<dyn Error>> {
+    let mut outcomes = Vec::new();
+    for path in &arguments.trace {
+        let plan =
+            trace::read(path).and_then(Plan::new).map_err(|error| Malformed { path: path.clone(), error })?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = name.trim_end_matches(".zst").trim_end_matches(".txt").to_owned();
+        let (outcome, samples) = replay(arguments, &name, &plan)?;
+        let picture = arguments.pictures.join(format!("{name}.svg"));
+        picture::draw(
+            &picture,
+            &format!("framepool under the replay of {name}"),
+            &samples,
+            arguments.watermarks,
+        )?;
+        eprintln!("{name}: the pool over time is in {}", picture.display());
+        outcomes.push(outcome);
+    }
+    Ok(outcomes)
+}
+
+/// Replays one trace on a pool of its own.
+fn replay(arguments: &Arguments, name: &str, plan: &Plan) -> Result<(Outcome, Vec<Sample>), Box<dyn Error>> {
+    let builder = Builder::new(arguments.capacity).watermarks(arguments.watermarks).magazine_size(4);
+    let pool = builder.start(AnonymousMemory::new(arguments.capacity)?)?;
+    let mut config = DomainConfig::new(if arguments.levels == 4 { Levels::Four } else { Levels::Five });
+    if !arguments.small_pages {
+        config.page_sizes = PageSizes::all();
+    }
+    let mut outcome = Outcome::planned(name.to_owned(), plan);
+    let counts = Counts::default();
+    let mut samples = Vec::new();
+    {
+        let domains: Vec<Domain<SecondStage, _>> =
+            (0..plan.domains).map(|_| Domain::new(config, &*pool)).collect::<Result<_, _>>()?;
+        let interval = (arguments.interrupts > 0).then(|| Duration::from_micros(arguments.interrupts));
+        let replay = Replay::new(plan, &domains, &counts);
+        let start = Instant::now();
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| replay.run(interval));
+            samples = watch(name, &pool, &counts, outcome.events, start, || worker.is_finished());
+        });
+        outcome.time = start.elapsed();
+        for domain in domains {
+            // SAFETY: there is no hardware.
+            unsafe { domain.close().complete() };
+        }
+    }
+    outcome.stats = pool.stats();
+    // Every event was settled, and every frame is back.
+    let lost = outcome.stats.in_use + (outcome.events - counts.settled.load(SeqCst));
+    outcome.signals = counts.signals.load(SeqCst);
+    outcome.inside = counts.inside.load(SeqCst);
+    outcome.by_handlers = counts.by_handlers.load(SeqCst);
+    outcome.refused = counts.refused.load(SeqCst);
+    outcome.pages_checked = counts.pages_checked.load(SeqCst);
+    outcome.mismatches = counts.mismatches.load(SeqCst) + lost;
+    outcome.first_mismatch = Some(counts.first_mismatch.load(SeqCst)).filter(|&line| line > 0);
+    outcome.table_frames_peak = counts.table_frames_peak.load(SeqCst);
+    pool.close().map_err(|error| error.to_string())?;
+    Ok((outcome, samples))
+}
+
+/// Looks at the pool until the replay is over, and shows how far it is.
+fn watch(
+    name: &str,
+    pool: &WorkedPool<AnonymousMemory>,
+    counts: &Counts,
+    events: u64,
+    start: Instant,
+    is_over: impl Fn() -> bool,
+) -> Vec<Sample> {
+    let style = ProgressStyle::with_template("{prefix:>16} {bar:40} {pos:>7}/{len} events {elapsed} {msg}");
+    let bar = ProgressBar::new(events).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_prefix(name.to_owned());
+    let mut samples = Vec::new();
+    loop {
+        let over = is_over();
+        let stats = pool.stats();
+        samples.push(Sample { at: start.elapsed(), stats });
+        bar.set_position(counts.settled.load(SeqCst));
+        bar.set_message(format!("{} tables", stats.in_use));
+        if over {
+            bar.finish();
+            return samples;
+        }
+        thread::sleep(SAMPLING);
+    }
+}
