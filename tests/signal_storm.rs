@@ -1,21 +1,25 @@
 //! A storm of signals on every thread of a pool: timers tens of microseconds apart interrupt the pool's operations at
-//! arbitrary instructions, and the handlers use the same pool, balanced or not, and nest.
+//! arbitrary instructions, and the handlers use the same pool, balanced or not, map and unmap in a domain over it, and nest.
 //!
-//! Owner stamps in the frames prove that no frame was handed out twice, the accounts at the end that none was lost. The harness
-//! is as signal-safe as what it tests: atomics only, and no memory from the heap in a handler. Too few signals inside
-//! an operation fail the test, since it then has shown nothing. `FRAMEPOOL_STORM_SECONDS` sets the length (default 6).
+//! Owner stamps prove that no frame was handed out twice, the accounts at the end that none was lost: a stamp in each data
+//! frame, and one beside the pool for every frame, since a table has no room for one. The harness is as signal-safe as what it
+//! tests: atomics only, and no memory from the heap in a handler. Too few signals inside an operation fail the test, since it
+//! then has shown nothing. `FRAMEPOOL_STORM_SECONDS` sets the length (default 6).
 #![cfg(not(loom))]
 
 mod common;
 
 use common::storm::{Harness, Random, THREADS, Timers};
 use framepool::{
-    AnonymousMemory, Builder, FallbackPolicy, Frame, LinuxPlatform, PhysAddr, Request, Watermarks, WorkedPool,
+    AnonymousMemory, Builder, FallbackPolicy, Frame, FramePool, FrameSource, LinuxPlatform, PhysAddr,
+    Request, Stats, Watermarks, WorkedPool,
+    vtd::{DomainConfig, Iova, Levels, MapError, Permissions, SecondStageDomain, TableFrames, UnmapError},
 };
 use std::{
+    ptr::NonNull,
     sync::{
-        Barrier,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        Barrier, OnceLock,
+        atomic::{AtomicU8, AtomicU64, Ordering::SeqCst},
     },
     thread,
     time::{Duration, Instant},
@@ -29,27 +33,91 @@ const CAPACITY: u32 = 384;
 /// Frames that the handlers of a thread may keep between two signals.
 const STASH: usize = 24;
 /// Frames that a thread holds at most.
-const HELD: usize = 64;
+const HELD: usize = 80;
+/// Ranges that each thread and its handlers map and unmap.
+const RANGES: usize = 12;
 /// Signals inside an operation without which the test has shown nothing.
 const INSIDE_AT_LEAST: u64 = 10_000;
 
+const PAGE: u64 = 4096;
+
 /// What the handlers kept, as addresses with 0 for nothing; a handler takes and puts by single exchanges.
 static STASHES: [[AtomicU64; STASH]; THREADS] = [const { [const { AtomicU64::new(0) }; STASH] }; THREADS];
-static POOL: AtomicU64 = AtomicU64::new(0);
+/// Whether each frame has an owner outside the pool.
+static OWNED: [AtomicU8; CAPACITY as usize] = [const { AtomicU8::new(0) }; CAPACITY as usize];
+/// Whether each range is mapped.
+static STATES: [[AtomicU8; RANGES]; THREADS] =
+    [const { [const { AtomicU8::new(UNMAPPED) }; RANGES] }; THREADS];
+
+const UNMAPPED: u8 = 0;
+const MAPPED: u8 = 1;
+/// Somebody is at it.
+const BUSY: u8 = 2;
+
+static POOL: OnceLock<Pool> = OnceLock::new();
+static DOMAIN: OnceLock<SecondStageDomain<Tables>> = OnceLock::new();
 
 static DOUBLED: AtomicU64 = AtomicU64::new(0);
+static WRONG: AtomicU64 = AtomicU64::new(0);
 static ALLOCATED: AtomicU64 = AtomicU64::new(0);
 static REFUSED: AtomicU64 = AtomicU64::new(0);
+static MAPS: AtomicU64 = AtomicU64::new(0);
+static UNMAPS: AtomicU64 = AtomicU64::new(0);
 
-fn pool() -> &'static Pool {
-    // SAFETY: `main` stores a leaked pool before the first signal.
-    unsafe { &*(POOL.load(SeqCst) as *const Pool) }
+fn pool() -> &'static FramePool<AnonymousMemory, LinuxPlatform> {
+    POOL.get().unwrap()
+}
+
+fn domain() -> &'static SecondStageDomain<Tables> {
+    DOMAIN.get().unwrap()
+}
+
+/// Notes that `frame` is outside the pool, or inside again.
+fn account(frame: PhysAddr, outside: bool) {
+    let number = (frame.as_u64() - pool().source().base().as_u64()) / PAGE;
+    if OWNED[number as usize].swap(outside.into(), SeqCst) == u8::from(outside) {
+        DOUBLED.fetch_add(1, SeqCst);
+    }
+}
+
+/// The pool as the allocator of tables, every frame accounted for.
+struct Tables;
+
+// SAFETY: all is the pool's, which keeps the contract; the accounts are atomics.
+unsafe impl TableFrames for Tables {
+    fn allocate(&self) -> Option<PhysAddr> {
+        let frame = TableFrames::allocate(pool());
+        frame.into_iter().for_each(|frame| account(frame, true));
+        frame
+    }
+    unsafe fn free(&self, frame: PhysAddr) {
+        account(frame, false);
+        // The next owner finds no stamp.
+        // SAFETY: the frame is the caller's, who gives it up.
+        unsafe { stamp_at(self.pointer(frame)) }.store(0, SeqCst);
+        // SAFETY: the caller's.
+        unsafe { TableFrames::free(pool(), frame) }
+    }
+    fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
+        pool().source().pointer(frame)
+    }
+    fn leaked(&self, frames: u64) {
+        WRONG.fetch_add(frames, SeqCst);
+    }
 }
 
 /// The owner stamp of a frame: its second word.
+///
+/// # Safety
+/// `start` points to a frame of the pool.
+unsafe fn stamp_at<'f>(start: NonNull<u8>) -> &'f AtomicU64 {
+    // SAFETY: the frame is mapped; that only its owner writes there is what the stamp checks, atomically.
+    unsafe { &*start.as_ptr().cast::<AtomicU64>().add(1) }
+}
+
 fn stamp<'f>(frame: &'f Handle<'_>) -> &'f AtomicU64 {
-    // SAFETY: the frame is ours, as far as the pool says; that nobody else thinks so is what the stamp checks, atomically.
-    unsafe { &*frame.as_ptr().as_ptr().cast::<AtomicU64>().add(1) }
+    // SAFETY: the frame is ours, as far as the pool says.
+    unsafe { stamp_at(frame.as_ptr()) }
 }
 
 fn take(request: Request) -> Option<Handle<'static>> {
@@ -67,12 +135,14 @@ fn take(request: Request) -> Option<Handle<'static>> {
 }
 
 fn own(frame: &Handle<'_>) {
+    account(frame.phys_addr(), true);
     if stamp(frame).swap(1, SeqCst) != 0 {
         DOUBLED.fetch_add(1, SeqCst);
     }
 }
 
 fn disown(frame: &Handle<'_>) {
+    account(frame.phys_addr(), false);
     if stamp(frame).swap(0, SeqCst) != 1 {
         DOUBLED.fetch_add(1, SeqCst);
     }
@@ -93,16 +163,64 @@ fn exchange(place: &AtomicU64, frame: Option<Handle<'static>>) {
     }
 }
 
+/// The range `range` of a thread: even ones are a few pages in tables that all threads share, odd ones all that one table maps,
+/// so that mapping takes a table and unmapping gives it back. The target is the address itself.
+fn range(thread: usize, range: usize) -> (Iova, u64) {
+    let number = (range * THREADS + thread) as u64;
+    if range % 2 == 0 {
+        (Iova::new(number * 8 * PAGE), 8 * PAGE)
+    } else {
+        (Iova::new((1 << 30) + (number << 21)), 1 << 21)
+    }
+}
+
+/// Maps the range if it is not mapped, and the reverse, unless the code that was interrupted is at it.
+fn toggle(thread: usize, number: usize) {
+    let state = &STATES[thread][number];
+    let before = state.swap(BUSY, SeqCst);
+    let (iova, length) = range(thread, number);
+    let after = match before {
+        UNMAPPED => {
+            // SAFETY: no device walks these tables, and the state makes the range ours.
+            match unsafe { domain().map(iova, PhysAddr::new(iova.as_u64()), length, Permissions::READ) } {
+                Ok(()) => {
+                    MAPS.fetch_add(1, SeqCst);
+                    MAPPED
+                }
+                Err(MapError::OutOfFrames { .. }) => UNMAPPED,
+                Err(_) => wrong(UNMAPPED),
+            }
+        }
+        MAPPED => match domain().unmap(iova, length) {
+            Ok(invalidation) => {
+                // SAFETY: no device walks these tables.
+                unsafe { invalidation.complete() };
+                UNMAPS.fetch_add(1, SeqCst);
+                UNMAPPED
+            }
+            Err(UnmapError::OutOfFrames { .. }) => MAPPED,
+            Err(_) => wrong(MAPPED),
+        },
+        _ => return,
+    };
+    state.store(after, SeqCst);
+}
+
+fn wrong(state: u8) -> u8 {
+    WRONG.fetch_add(1, SeqCst);
+    state
+}
+
 /// What a handler does: balanced, or taking more than it gives, or the reverse; from `random`.
 fn handler(thread: usize, random: u64) {
     let places = &STASHES[thread];
     let place = |step: u64| &places[(random.wrapping_mul(step * 2 + 1) >> 33) as usize % STASH];
-    match random % 5 {
+    match random % 6 {
         0 => take(Request::ORDINARY).map_or((), give),
         1 => (0..3).for_each(|step| exchange(place(step), take(Request::ORDINARY))),
         2 => (0..3).for_each(|step| exchange(place(step), None)),
         3 => exchange(place(0), take(Request::CRITICAL)),
-        _ => {
+        4 => {
             let mut frames = [const { None }; 4];
             if pool().alloc_bulk_exact(Request::ORDINARY, &mut frames).is_ok() {
                 frames.iter().flatten().for_each(own);
@@ -110,13 +228,18 @@ fn handler(thread: usize, random: u64) {
                 pool().free_bulk(&mut frames);
             }
         }
+        _ => toggle(thread, (random >> 17) as usize % RANGES),
     }
 }
 
 /// What a thread does between signals, each call of the pool marked as an operation.
 fn ordinary_work(harness: &Harness, thread: usize, random: &mut Random, held: &mut Vec<Handle<'static>>) {
     for _ in 0..64 {
-        if held.len() < HELD && random.next() % 5 < 3 {
+        let choice = random.next() % 16;
+        if choice == 15 {
+            let number = random.next() as usize % RANGES;
+            harness.operation(thread, || toggle(thread, number));
+        } else if held.len() < HELD && choice < 9 {
             if let Some(frame) = harness.operation(thread, || take(Request::ORDINARY)) {
                 held.push(frame);
             }
@@ -130,14 +253,45 @@ fn ordinary_work(harness: &Harness, thread: usize, random: &mut Random, held: &m
     }
 }
 
+/// Compares every range with the domain, and unmaps it.
+fn check_and_unmap_all() {
+    for (thread, states) in STATES.iter().enumerate() {
+        for (number, state) in states.iter().enumerate() {
+            let (iova, length) = range(thread, number);
+            let mapped = state.load(SeqCst) == MAPPED;
+            for page in (iova.as_u64()..iova.as_u64() + length).step_by(PAGE as usize) {
+                let at = domain().translate(Iova::new(page));
+                let expected = mapped.then_some((PhysAddr::new(page), Permissions::READ));
+                assert_eq!(at.map(|at| (at.target, at.permissions)), expected, "{page:#x}");
+            }
+            if mapped {
+                toggle(thread, number);
+            }
+        }
+    }
+    assert_eq!(domain().mappings().count(), 0, "nothing was mapped that no range has");
+}
+
+/// The statistics, exact once the worker has finished the pass that it is in.
+fn at_rest() -> Stats {
+    for _ in 0..200 {
+        let stats = pool().stats();
+        if stats.in_use == domain().table_frames() {
+            return stats;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    pool().stats()
+}
+
 fn main() {
     let seconds =
         std::env::var("FRAMEPOOL_STORM_SECONDS").ok().and_then(|value| value.parse().ok()).unwrap_or(6);
     let watermarks = Watermarks { min: 8, low: 32, high: 128, max: 192 };
     let builder =
         Builder::new(CAPACITY).watermarks(watermarks).magazine_size(8).fallback(FallbackPolicy::Always);
-    let pool_here = Box::leak(Box::new(builder.start(AnonymousMemory::new(CAPACITY).unwrap()).unwrap()));
-    POOL.store(&raw const *pool_here as u64, SeqCst);
+    POOL.get_or_init(|| builder.start(AnonymousMemory::new(CAPACITY).unwrap()).unwrap());
+    DOMAIN.get_or_init(|| SecondStageDomain::new(DomainConfig::new(Levels::Four), Tables).unwrap());
 
     let harness = Harness::install(handler);
     let barrier = Barrier::new(THREADS);
@@ -160,22 +314,36 @@ fn main() {
             });
         }
     });
+    check_and_unmap_all();
 
     let counts = harness.counts();
-    let stats = pool().stats();
+    let stats = at_rest();
     println!("signal storm: {seconds} s, {THREADS} threads");
     println!("  signals {}, inside an operation {}, nested {}", counts.signals, counts.inside, counts.nested);
     println!("  frames taken {}, refused {}", ALLOCATED.load(SeqCst), REFUSED.load(SeqCst));
+    println!("  maps {}, unmaps {}", MAPS.load(SeqCst), UNMAPS.load(SeqCst));
     println!("{stats}");
     assert_eq!(DOUBLED.load(SeqCst), 0, "INV-1: a frame had two owners");
-    assert_eq!(stats.in_use, 0, "INV-1: a frame was lost");
-    assert_eq!(stats.owned, stats.cached + stats.stock + stats.overflow, "INV-4");
-    pool().vacate().expect("INV-1: every frame goes back to the source");
-    assert_eq!(pool().stats().owned, 0);
+    assert_eq!(
+        WRONG.load(SeqCst),
+        0,
+        "a map or an unmap failed that had to succeed, or tables were given up"
+    );
+    assert_eq!(stats.in_use, domain().table_frames(), "INV-1: a frame was lost");
+    assert_eq!(stats.owned, stats.in_use + stats.cached + stats.stock + stats.overflow, "INV-4");
+    let outside = OWNED.iter().filter(|owned| owned.load(SeqCst) != 0).count();
+    assert_eq!(outside as u64, domain().table_frames(), "INV-1: the stamps and the domain agree");
+    let out = pool().vacate().expect_err("the domain's tables are out").frames_out();
+    assert_eq!(
+        u64::from(out),
+        domain().table_frames(),
+        "INV-1: every other frame would go back to the source"
+    );
     assert!(
         counts.inside >= INSIDE_AT_LEAST,
         "too few signals inside an operation: the storm has shown nothing"
     );
     assert!(stats.collisions > 0 && stats.steals > 0, "not every way was taken");
+    assert!(MAPS.load(SeqCst) > 1000 && UNMAPS.load(SeqCst) > 1000, "too little was mapped");
     println!("signal storm: 1 passed, 0 failed");
 }
