@@ -30,8 +30,10 @@
 use crate::{FramePool, FrameSource, PhysAddr, Platform};
 use core::ptr::NonNull;
 
+mod capabilities;
 #[allow(unsafe_code, reason = "map and complete state duties that only the caller can keep")]
 mod domain;
+mod domain_id;
 mod error;
 mod format;
 mod frame_list;
@@ -46,9 +48,11 @@ mod unmap;
 mod walk;
 mod width;
 
+pub use capabilities::{Capabilities, CapabilityError, Hardware, TranslationMode};
 pub use domain::{ClosedDomain, Domain, DomainConfig, SecondStageDomain};
+pub use domain_id::{DomainId, DomainIdNotTaken, DomainIds};
 pub use error::{DomainError, MapError, RangeError, TooFewFrames, UnmapError};
-pub use format::{Format, Permissions};
+pub use format::{Format, Permissions, Stage};
 pub use invalidation::{Invalidation, IovaRange};
 pub use mappings::{Dump, Mapping, Mappings, Translation};
 pub use second_stage::SecondStage;

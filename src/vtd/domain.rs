@@ -1,7 +1,7 @@
 //! Owns an address space: its root table, its shape, and the checks at its door. Asks the allocator for table frames.
 
 use super::{
-    DomainError, Invalidation, MapError, RangeError, TableFrames, UnmapError,
+    DomainError, Hardware, Invalidation, MapError, RangeError, TableFrames, UnmapError,
     error::AdvanceError,
     format::{Format, Permissions},
     frame_list::FrameList,
@@ -33,14 +33,25 @@ pub struct DomainConfig {
     pub address_width: u8,
     /// How many bits a physical address has (the DMAR table's host address width).
     pub host_address_width: u8,
+    /// Every access of the device is snooped by the processor's caches, whatever the device says (SNP in every leaf); needs
+    /// [`Hardware::snoop_control`].
+    pub force_snoop: bool,
+    /// What the units in front of the domain demand and offer.
+    pub hardware: Hardware,
 }
 
 impl DomainConfig {
     /// A domain of `levels` levels, with leaves of 4 KiB, all the address bits that the levels translate, and 52 bits of
-    /// physical address.
+    /// physical address, for hardware that snoops its tables. [`from_capabilities`](Self::from_capabilities) asks the units.
     pub const fn new(levels: Levels) -> Self {
-        let address_width = levels.address_width();
-        Self { levels, page_sizes: PageSizes::empty(), address_width, host_address_width: HOST_WIDTH_MOST }
+        Self {
+            levels,
+            page_sizes: PageSizes::empty(),
+            address_width: levels.address_width(),
+            host_address_width: HOST_WIDTH_MOST,
+            force_snoop: false,
+            hardware: Hardware::SNOOPING,
+        }
     }
 }
 
@@ -106,7 +117,8 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// An address space in which nothing is mapped.
     ///
     /// # Errors
-    /// [`DomainError`] names the width that is wrong, or there is no frame for the root table.
+    /// [`DomainError`] names the width that is wrong, says that the hardware cannot force snooping, or that there is no frame for
+    /// the root table.
     pub fn new(config: DomainConfig, frames: A) -> Result<Self, DomainError> {
         let most = config.levels.address_width();
         if config.address_width < WIDTH_LEAST || config.address_width > most {
@@ -114,6 +126,9 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         }
         if config.host_address_width < WIDTH_LEAST || config.host_address_width > HOST_WIDTH_MOST {
             return Err(DomainError::HostAddressWidth { width: config.host_address_width });
+        }
+        if config.force_snoop && !(config.hardware.snoop_control && F::SNOOP != 0) {
+            return Err(DomainError::NoSnoopControl);
         }
         let tables = Tables { frames, live: AtomicU64::new(0) };
         let mut domain = Self { tables, root: PhysAddr::new(0), config, format: PhantomData };
@@ -155,7 +170,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         if permissions.is_empty() {
             return Err(MapError::NoPermissions);
         }
-        let wish = map::Wish::new(iova, target, permissions, self.config.page_sizes);
+        let wish = map::Wish::new::<F>(iova, target, permissions, &self.config);
         let mut survey = map::Survey::<F>::new(wish);
         self.walk(span, &mut survey)?;
         let advance = self.advance(survey.missing)?;

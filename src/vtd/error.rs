@@ -44,6 +44,8 @@ pub enum DomainError {
         /// What was asked for, in bits.
         width: u8,
     },
+    /// Snooping is to be forced, but the hardware or the format cannot.
+    NoSnoopControl,
     /// No frame for the root table.
     OutOfFrames,
     /// The allocator handed out a frame that the hardware cannot address.
@@ -219,6 +221,10 @@ impl fmt::Display for DomainError {
                     "a host address width of {width} bits: give 13 to 52, as the DMAR table says"
                 )
             }
+            Self::NoSnoopControl => write!(
+                formatter,
+                "snooping cannot be forced in the leaves: leave it off, or in scalable mode let the PASID entry demand it"
+            ),
             Self::OutOfFrames => out_of_frames(formatter, 1),
             Self::FrameBeyondWidth { frame } => frame_beyond_width(formatter, frame),
         }

@@ -1,6 +1,26 @@
 //! Owns what every entry format has in common, so that one walk serves them all.
 
+use super::width::shift;
 use crate::PhysAddr;
+
+/// Which of the two translations of VT-d the tables are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Addresses of a process, as the processor has them; in scalable mode only (VT-d specification, section 3.6).
+    First,
+    /// Addresses of a guest or of a device (section 3.7).
+    Second,
+}
+
+impl Stage {
+    /// How many of the address bits that the levels translate are the sign, which a domain leaves 0.
+    pub(crate) const fn sign_bits(self) -> u8 {
+        match self {
+            Self::First => 1,
+            Self::Second => 0,
+        }
+    }
+}
 
 bitflags::bitflags! {
     /// What a device may do with a page.
@@ -37,6 +57,18 @@ pub trait Format: sealed::Sealed + 'static {
     #[doc(hidden)]
     const INDEX_BITS: u32;
 
+    /// The translation that hardware does with the tables.
+    #[doc(hidden)]
+    const STAGE: Stage;
+
+    /// The bit that makes an entry above level 1 a leaf.
+    #[doc(hidden)]
+    const PAGE_SIZE: u64;
+
+    /// The bit of a leaf that makes hardware snoop the processor's caches when the page is accessed, 0 if there is none.
+    #[doc(hidden)]
+    const SNOOP: u64;
+
     /// The entry for a page at `level`.
     #[doc(hidden)]
     fn leaf(target: PhysAddr, permissions: Permissions, level: u32) -> u64;
@@ -44,6 +76,14 @@ pub trait Format: sealed::Sealed + 'static {
     /// The entry for the table `table` of the level below.
     #[doc(hidden)]
     fn table(table: PhysAddr) -> u64;
+
+    /// The entry one level below that maps part `index` of the large leaf `leaf` at `level`, with all its other bits.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn part(leaf: u64, level: u32, index: u64) -> u64 {
+        let large = if level == 2 { Self::PAGE_SIZE } else { 0 };
+        (leaf & !large) + (index << shift(level - 1, Self::INDEX_BITS))
+    }
 
     /// What an entry at `level` says.
     #[doc(hidden)]

@@ -7,7 +7,7 @@
 
 use super::{
     MapError, TableFrames,
-    domain::Tables,
+    domain::{DomainConfig, Tables},
     format::{Entry, Format, Permissions},
     frame_list::FrameList,
     table::Run,
@@ -24,11 +24,29 @@ pub(crate) struct Wish {
     distance: u64,
     permissions: Permissions,
     page_sizes: PageSizes,
+    /// Bits of every leaf besides target, rights and size.
+    attributes: u64,
 }
 
 impl Wish {
-    pub(crate) fn new(iova: Iova, target: PhysAddr, permissions: Permissions, page_sizes: PageSizes) -> Self {
-        Self { distance: target.as_u64().wrapping_sub(iova.as_u64()), permissions, page_sizes }
+    pub(crate) fn new<F: Format>(
+        iova: Iova,
+        target: PhysAddr,
+        permissions: Permissions,
+        config: &DomainConfig,
+    ) -> Self {
+        Self {
+            distance: target.as_u64().wrapping_sub(iova.as_u64()),
+            permissions,
+            page_sizes: config.page_sizes,
+            attributes: if config.force_snoop { F::SNOOP } else { 0 },
+        }
+    }
+
+    /// The leaf at `level` for `iova`.
+    #[inline(always)]
+    fn leaf<F: Format>(&self, iova: u64, level: u32) -> u64 {
+        F::leaf(self.target(iova), self.permissions, level) | self.attributes
     }
 
     fn target(&self, iova: u64) -> PhysAddr {
@@ -115,8 +133,7 @@ impl<F: Format, A: TableFrames> Visitor for Writing<'_, F, A> {
             Entry::Empty => {}
         }
         if self.wish.fits::<F>(place.level, place.part) {
-            let target = self.wish.target(place.part.start);
-            place.table.store(place.index, F::leaf(target, self.wish.permissions, place.level));
+            place.table.store(place.index, self.wish.leaf::<F>(place.part.start, place.level));
             return Ok(Step::Skip);
         }
         let below = self.advance.pop(&self.tables.frames).ok_or(conflict)?;
@@ -137,7 +154,7 @@ impl<F: Format, A: TableFrames> Visitor for Writing<'_, F, A> {
     }
 
     fn leaves(&mut self, run: Run<'_>, part: Span) -> Result<(), MapError> {
-        let first = F::leaf(self.wish.target(part.start), self.wish.permissions, 1);
+        let first = self.wish.leaf::<F>(part.start, 1);
         run.fill((0..part.length() / PAGE).map(|page| first + page * PAGE));
         Ok(())
     }

@@ -7,14 +7,13 @@
 //! ```
 //! There is no present bit: an entry is present if R or W is set. PS makes an entry of level 2 or 3 a leaf; in level 1 it has no
 //! meaning and stays 0, above level 3 it is reserved. Entries that name a table are readable and writable; the leaf alone
-//! carries the rights, since hardware takes what all levels allow.
+//! carries the rights, since hardware takes what all levels allow. SNP is reserved unless the unit has snoop control.
 
-use super::format::{Entry, Format, Permissions, sealed};
+use super::format::{Entry, Format, Permissions, Stage, sealed};
 use crate::PhysAddr;
 
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
-const PAGE_SIZE: u64 = 1 << 7;
 /// The highest level at which PS has a meaning: leaves of 1 GiB.
 const LARGEST_LEAF_LEVEL: u32 = 3;
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
@@ -27,12 +26,15 @@ impl sealed::Sealed for SecondStage {}
 
 impl Format for SecondStage {
     const INDEX_BITS: u32 = 9;
+    const STAGE: Stage = Stage::Second;
+    const PAGE_SIZE: u64 = 1 << 7;
+    const SNOOP: u64 = 1 << 11;
 
     #[inline(always)]
     fn leaf(target: PhysAddr, permissions: Permissions, level: u32) -> u64 {
         let read = if permissions.contains(Permissions::READ) { READ } else { 0 };
         let write = if permissions.contains(Permissions::WRITE) { WRITE } else { 0 };
-        let large = if level > 1 { PAGE_SIZE } else { 0 };
+        let large = if level > 1 { Self::PAGE_SIZE } else { 0 };
         target.as_u64() & ADDRESS | large | write | read
     }
 
@@ -47,7 +49,7 @@ impl Format for SecondStage {
             return Entry::Empty;
         }
         let address = PhysAddr::new(entry & ADDRESS);
-        if level > LARGEST_LEAF_LEVEL || level > 1 && entry & PAGE_SIZE == 0 {
+        if level > LARGEST_LEAF_LEVEL || level > 1 && entry & Self::PAGE_SIZE == 0 {
             return Entry::Table(address);
         }
         let mut permissions = Permissions::empty();
@@ -82,6 +84,14 @@ mod tests {
                 let ignored = 1 << 63 | 0x3FF << 52 | 1 << 10 | 3 << 8;
                 assert_eq!(SecondStage::decode(entry | ignored, level), Entry::Leaf { target, permissions });
             }
+        }
+        for (level, below) in [(2, 4096), (3, 2 << 20)] {
+            let leaf = SecondStage::leaf(PhysAddr::new(1 << 30), Permissions::READ, level)
+                | SecondStage::SNOOP
+                | 3 << 8;
+            let part = SecondStage::part(leaf, level, 5);
+            let kept = SecondStage::SNOOP | 3 << 8 | 1;
+            assert_eq!(part, ((1 << 30) + 5 * below) | kept | u64::from(level == 3) << 7);
         }
         assert_eq!(SecondStage::decode(SecondStage::table(target), 4), Entry::Table(target));
         assert_eq!(SecondStage::decode(!(READ | WRITE), 2), Entry::Empty, "no right, nothing present");

@@ -7,7 +7,7 @@
 use super::{
     TableFrames, UnmapError,
     domain::Tables,
-    format::{Entry, Format, Permissions},
+    format::{Entry, Format},
     frame_list::FrameList,
     invalidation::Invalidation,
     table::{Run, Table},
@@ -80,19 +80,11 @@ pub(crate) struct Removing<'w, 'd, F, A: TableFrames> {
 
 impl<F: Format, A: TableFrames> Removing<'_, '_, F, A> {
     /// Replaces a leaf by a table of smaller leaves that say the same, in one exchange: no translation is ever missing.
-    fn split(
-        &mut self,
-        place: Place<'_>,
-        found: u64,
-        target: PhysAddr,
-        permissions: Permissions,
-    ) -> Option<PhysAddr> {
+    fn split(&mut self, place: Place<'_>, found: u64) -> Option<PhysAddr> {
         let frames = &self.tables.frames;
         let below = self.advance.pop(frames)?;
-        let level = place.level - 1;
-        let step = size(level, F::INDEX_BITS);
-        let leaf = |index| F::leaf(PhysAddr::new(target.as_u64() + index * step), permissions, level);
-        Table::at(frames, below).run(0, 1 << F::INDEX_BITS).fill((0..1 << F::INDEX_BITS).map(leaf));
+        let leaves = (0..1 << F::INDEX_BITS).map(|index| F::part(found, place.level, index));
+        Table::at(frames, below).run(0, 1 << F::INDEX_BITS).fill(leaves);
         if place.table.install(place.index, found, F::table(below)).is_err() {
             // Only a caller that breaks the contract gets here; the frame goes back with the rest, cleared.
             Table::at(frames, below).run(0, 1 << F::INDEX_BITS).fill((0..1 << F::INDEX_BITS).map(|_| 0));
@@ -114,8 +106,8 @@ impl<F: Format, A: TableFrames> Visitor for Removing<'_, '_, F, A> {
         match F::decode(found, place.level) {
             Entry::Empty => Ok(Step::Skip),
             Entry::Table(below) if !place.is_whole::<F>() => Ok(Step::Descend(below)),
-            Entry::Leaf { target, permissions } if !place.is_whole::<F>() => {
-                Ok(self.split(place, found, target, permissions).map_or(Step::Skip, Step::Descend))
+            Entry::Leaf { .. } if !place.is_whole::<F>() => {
+                Ok(self.split(place, found).map_or(Step::Skip, Step::Descend))
             }
             Entry::Table(_) | Entry::Leaf { .. } => {
                 // What the swap returns is ours, whatever was read before.
