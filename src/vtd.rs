@@ -31,6 +31,7 @@ use crate::{FramePool, FrameSource, PhysAddr, Platform};
 use core::ptr::NonNull;
 
 mod capabilities;
+pub mod dmar;
 #[allow(unsafe_code, reason = "map and complete state duties that only the caller can keep")]
 mod domain;
 mod domain_id;
@@ -42,6 +43,7 @@ mod invalidation;
 mod map;
 mod mappings;
 mod second_stage;
+mod source_id;
 #[allow(unsafe_code, reason = "the one file that reads and writes table entries")]
 mod table;
 mod unmap;
@@ -49,6 +51,7 @@ mod walk;
 mod width;
 
 pub use capabilities::{Capabilities, CapabilityError, Hardware, TranslationMode};
+pub use dmar::{Dmar, DmarError};
 pub use domain::{ClosedDomain, Domain, DomainConfig, SecondStageDomain};
 pub use domain_id::{DomainId, DomainIdNotTaken, DomainIds};
 pub use error::{DomainError, MapError, RangeError, TooFewFrames, UnmapError};
@@ -56,6 +59,7 @@ pub use format::{Format, Permissions, Stage};
 pub use invalidation::{Invalidation, IovaRange};
 pub use mappings::{Dump, Mapping, Mappings, Translation};
 pub use second_stage::SecondStage;
+pub use source_id::SourceId;
 pub use width::{Iova, Levels, PageSizes};
 
 /// Where the table frames of a domain come from (V11): the pool, or any allocator of 4 KiB frames.

@@ -370,7 +370,7 @@ impl Error for CapabilityError {}
 impl DomainConfig {
     /// The shape of a domain of the format `F` that all of `units` take, in `levels` levels, for units in `mode`: the large leaves,
     /// the address bits, the snooping and the invalidations that they have in common. `host_address_width` is what the DMAR table
-    /// says (its host address width).
+    /// says ([`Dmar::host_address_width`](super::Dmar::host_address_width)).
     ///
     /// A domain of this shape writes no entry that one of the units refuses.
     ///
