@@ -1,18 +1,28 @@
 //! Weakens one line of the crate at a time and demands that the check named beside it fails.
 //!
 //! The list is `mutants.toml`. Each mutant is built in a copy of the sources under `target/mutants`, so that the crate
-//! itself carries no switches. A mutant that does not build, or whose check passes, is an error.
+//! itself carries no switches; what it depends on is built once, with everything else. A mutant that does not build, or whose
+//! check passes, is an error. A check that hangs has failed: many a weakening makes a chain of links go round.
 
 use clap::Parser;
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 use serde::Deserialize;
 use std::{
     env,
     error::Error,
     fs,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
-    time::Instant,
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
 };
+use wait_timeout::ChildExt;
+
+/// How long a check may take.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Runs the mutants whose names contain one of the given words, or all.
 #[derive(Parser)]
@@ -114,18 +124,30 @@ fn check(check: &Check, root: &Path, tree: &Path) -> Result<Fate, Box<dyn Error>
         Check::Loom(name) => {
             command.args(["-p", "loom-tests", "--test", name]);
             command.env("RUSTFLAGS", format!("{flags} --cfg loom"));
-            command.env("CARGO_TARGET_DIR", root.join("target/mutants/loom"));
+            command.env("CARGO_TARGET_DIR", root.join("target/loom"));
         }
         Check::Program(name) => {
             command.args(["-p", "framepool", "--test", name]);
-            command.env("CARGO_TARGET_DIR", root.join("target/mutants/program"));
+            command.env("CARGO_TARGET_DIR", root.join("target"));
         }
     }
     let built = command_built(&command)?;
     if let Some(errors) = built {
         return Ok(Fate::DoesNotBuild(errors));
     }
-    Ok(if command.output()?.status.success() { Fate::Survived } else { Fate::Caught })
+    Ok(if passes(command)? { Fate::Survived } else { Fate::Caught })
+}
+
+/// Whether `command` ends in time and with success. Whatever it has started ends with it.
+fn passes(mut command: Command) -> Result<bool, Box<dyn Error>> {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()?;
+    let group = Pid::from_raw(child.id() as i32);
+    let status = child.wait_timeout(PATIENCE)?;
+    if status.is_none() {
+        killpg(group, Signal::SIGKILL)?;
+        child.wait()?;
+    }
+    Ok(status.is_some_and(|status| status.success()))
 }
 
 /// Builds what `command` would run; the compiler's words if that fails.
