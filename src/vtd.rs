@@ -30,7 +30,10 @@
 use crate::{FramePool, FrameSource, PhysAddr, Platform};
 use core::ptr::NonNull;
 
+mod bits;
 mod capabilities;
+pub mod context;
+pub mod descriptor;
 pub mod dmar;
 #[allow(unsafe_code, reason = "map and complete state duties that only the caller can keep")]
 mod domain;
@@ -42,8 +45,9 @@ mod frame_list;
 mod invalidation;
 mod map;
 mod mappings;
+mod page_block;
+mod requester;
 mod second_stage;
-mod source_id;
 #[allow(unsafe_code, reason = "the one file that reads and writes table entries")]
 mod table;
 mod unmap;
@@ -51,6 +55,11 @@ mod walk;
 mod width;
 
 pub use capabilities::{Capabilities, CapabilityError, Hardware, TranslationMode};
+pub use context::{ContextEntry, ContextTranslation, EntryError, RootEntry};
+pub use descriptor::{
+    ContextSelection, Descriptor, DescriptorError, DeviceTlb, FunctionMask, IotlbSelection, Pages,
+    PasidSelection, StatusWrite, Wait,
+};
 pub use dmar::{Dmar, DmarError};
 pub use domain::{ClosedDomain, Domain, DomainConfig, SecondStageDomain};
 pub use domain_id::{DomainId, DomainIdNotTaken, DomainIds};
@@ -58,8 +67,9 @@ pub use error::{DomainError, MapError, RangeError, TooFewFrames, UnmapError};
 pub use format::{Format, Permissions, Stage};
 pub use invalidation::{Invalidation, IovaRange};
 pub use mappings::{Dump, Mapping, Mappings, Translation};
+pub use page_block::{Blocks, PageBlock, Selection};
+pub use requester::{Pasid, SourceId};
 pub use second_stage::SecondStage;
-pub use source_id::SourceId;
 pub use width::{Iova, Levels, PageSizes};
 
 /// Where the table frames of a domain come from (V11): the pool, or any allocator of 4 KiB frames.

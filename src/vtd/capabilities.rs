@@ -2,6 +2,7 @@
 //! 10.4.2 and 10.4.3 in revisions before 3.0), and turns it into the shape of a domain that the unit takes.
 
 use super::{
+    bits::{bit, field},
     domain::DomainConfig,
     format::{Format, Stage},
     width::{Levels, PageSizes},
@@ -34,15 +35,6 @@ pub enum TranslationMode {
 pub struct Capabilities {
     capability: u64,
     extended: u64,
-}
-
-/// The field of `count` bits from `low` on.
-const fn field(register: u64, low: u32, count: u32) -> u64 {
-    register >> low & ((1 << count) - 1)
-}
-
-const fn bit(register: u64, number: u32) -> bool {
-    field(register, number, 1) != 0
 }
 
 impl Capabilities {

@@ -9,14 +9,16 @@
 //! meaning and stays 0, above level 3 it is reserved. Entries that name a table are readable and writable; the leaf alone
 //! carries the rights, since hardware takes what all levels allow. SNP is reserved unless the unit has snoop control.
 
-use super::format::{Entry, Format, Permissions, Stage, sealed};
+use super::{
+    bits::ADDRESS,
+    format::{Entry, Format, Permissions, Stage, sealed},
+};
 use crate::PhysAddr;
 
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 /// The highest level at which PS has a meaning: leaves of 1 GiB.
 const LARGEST_LEAF_LEVEL: u32 = 3;
-const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
 /// The second-stage format: what the hardware walks for requests without a PASID, and for guests.
 #[derive(Clone, Copy, Debug)]

@@ -1,4 +1,5 @@
-//! Owns the name under which a device sends its requests: bus, device and function (VT-d specification, section 3.4.1).
+//! Owns the names under which requests come: the source id, which is bus, device and function, and the PASID, which is an address
+//! space of that device (VT-d specification, section 3.4.1).
 
 use core::fmt;
 
@@ -64,6 +65,32 @@ impl fmt::Debug for SourceId {
 impl fmt::Display for SourceId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{:02x}:{:02x}.{}", self.bus(), self.device(), self.function())
+    }
+}
+
+/// A process address space id: 20 bits.
+///
+/// ```
+/// use framepool::vtd::Pasid;
+/// assert_eq!(Pasid::new(0xF_FFFF).map(Pasid::get), Some(0xF_FFFF));
+/// assert_eq!(Pasid::new(0x10_0000), None);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct Pasid(u32);
+
+impl Pasid {
+    /// PASID 0, under which requests without a PASID are usually translated.
+    pub const ZERO: Self = Self(0);
+
+    /// The PASID `number`, if it has no more than 20 bits.
+    pub const fn new(number: u32) -> Option<Self> {
+        if number >> 20 == 0 { Some(Self(number)) } else { None }
+    }
+
+    /// The number.
+    pub const fn get(self) -> u32 {
+        self.0
     }
 }
 
