@@ -39,6 +39,7 @@ pub mod dmar;
 mod domain;
 mod domain_id;
 mod error;
+mod first_stage;
 mod format;
 mod frame_list;
 #[allow(unsafe_code, reason = "gives table frames back on the caller's word")]
@@ -61,9 +62,10 @@ pub use descriptor::{
     PasidSelection, StatusWrite, Wait,
 };
 pub use dmar::{Dmar, DmarError};
-pub use domain::{ClosedDomain, Domain, DomainConfig, SecondStageDomain};
+pub use domain::{ClosedDomain, Domain, DomainConfig, FirstStageDomain, SecondStageDomain};
 pub use domain_id::{DomainId, DomainIdNotTaken, DomainIds};
 pub use error::{DomainError, MapError, RangeError, TooFewFrames, UnmapError};
+pub use first_stage::FirstStage;
 pub use format::{Format, Permissions, Stage};
 pub use invalidation::{Invalidation, IovaRange};
 pub use mappings::{Dump, Mapping, Mappings, Translation};

@@ -104,6 +104,29 @@ fn a_domain_behind_several_units_has_what_they_have_in_common() {
 }
 
 #[test]
+fn a_first_stage_domain_has_half_of_the_addresses_and_its_own_rights() {
+    let frames = TestFrames::default();
+    let refused = |config| FirstStageDomain::new(config, &frames).unwrap_err();
+    assert_eq!(
+        refused(DomainConfig::first_stage(Levels::Three)),
+        DomainError::TooFewLevels { levels: Levels::Three }
+    );
+    assert_eq!(refused(DomainConfig::new(Levels::Four)), DomainError::AddressWidth { width: 48, most: 47 });
+    assert_eq!(frames.live(), 0);
+    let domain = FirstStageDomain::new(DomainConfig::first_stage(Levels::Four), &frames).unwrap();
+    // SAFETY: no device walks these tables.
+    let map =
+        |iova, permissions| unsafe { domain.map(Iova::new(iova), PhysAddr::new(0x5000), 4096, permissions) };
+    assert_eq!(map(0x1000, Permissions::WRITE), Err(MapError::WriteOnly));
+    assert_eq!(map(0x1000, Permissions::empty()), Err(MapError::NoPermissions));
+    assert!(matches!(map(1 << 47, Permissions::READ), Err(MapError::Range(RangeError::BeyondWidth { .. }))));
+    assert_eq!(map((1 << 47) - 4096, Permissions::READ), Ok(()));
+    let at = domain.translate(Iova::new((1 << 47) - 1)).unwrap();
+    assert_eq!((at.target, at.permissions), (PhysAddr::new(0x5FFF), Permissions::READ));
+    close(domain);
+}
+
+#[test]
 fn forced_snooping_is_in_every_leaf_and_only_where_the_unit_has_it() {
     let frames = TestFrames::default();
     let mut config =
@@ -137,7 +160,7 @@ fn close<F: Format>(domain: Domain<F, &TestFrames>) {
     unsafe { domain.close().complete() };
 }
 
-/// Every second-stage entry that is present, with its level.
+/// Every entry that is present, with its level.
 fn each_entry(frames: &TestFrames, table: PhysAddr, level: u32, seen: &mut impl FnMut(u64, u32)) {
     for entry in frames.words(table).into_iter().filter(|entry| entry & 3 != 0) {
         seen(entry, level);
@@ -147,71 +170,116 @@ fn each_entry(frames: &TestFrames, table: PhysAddr, level: u32, seen: &mut impl 
     }
 }
 
-/// What the specification says that a second-stage entry must not have set, for a unit with these registers in legacy mode.
-fn reserved(capability: u64, extended: u64, level: u32, entry: u64) -> u64 {
+/// What the specification says that an entry must not have set, for a unit with these registers: in the second stage in legacy
+/// mode, in the first in scalable mode without XD.
+fn reserved(stage: Stage, capability: u64, extended: u64, level: u32, entry: u64) -> u64 {
     let leaf = level == 1 || level <= 3 && entry & 0x80 != 0;
     let low_address = if leaf { ((1 << (9 * (level - 1))) - 1) << 12 } else { 0 };
-    let size = match level {
-        2 if capability >> 34 & 1 == 0 => 0x80,
-        3 if capability >> 35 & 1 == 0 => 0x80,
-        4 | 5 => 0x80,
+    let beyond = 0x000F_8000_0000_0000;
+    let has = |register: u64, bit: u32| register >> bit & 1 == 1;
+    let size = match (stage, level) {
+        (Stage::Second, 2) if !has(capability, 34) => 0x80,
+        (Stage::Second, 3) if !has(capability, 35) => 0x80,
+        (Stage::First, 3) if !has(capability, 56) => 0x80,
+        (_, 4 | 5) => 0x80,
         _ => 0,
     };
-    let snoop = if leaf && extended >> 7 & 1 == 1 { 0 } else { 0x800 };
-    let transient = if leaf && extended >> 2 & 1 == 1 { 0 } else { 1 << 62 };
-    entry & (low_address | size | snoop | transient)
+    let others = match stage {
+        Stage::First => 1 << 63,
+        Stage::Second if !leaf => 0x800 | 1 << 62,
+        Stage::Second => (1 - (extended >> 7 & 1)) << 11 | (1 - (extended >> 2 & 1)) << 62,
+    };
+    entry & (low_address | beyond | size | others)
+}
+
+/// An address, another, a number of pages, and their size as a power of two.
+type Wish = (u64, u64, u64, u32);
+
+fn wishes() -> impl Strategy<Value = Vec<Wish>> {
+    let size = prop_oneof![Just(12u32), Just(21), Just(30)];
+    prop::collection::vec((any::<u64>(), any::<u64>(), 1..3u64, size), 1..4)
+}
+
+/// Maps `wishes` in a domain made for a unit with these registers, and looks at every entry that comes of it.
+fn check_unit<F: Format>(
+    (capability, extended): (u64, u64),
+    levels: Levels,
+    force_snoop: bool,
+    wishes: &[Wish],
+) -> Result<(), TestCaseError> {
+    let has = |register: u64, bit: u32| register >> bit & 1 == 1;
+    let unit = Capabilities::from_registers(capability, extended);
+    let (mode, takes, sign) = match F::STAGE {
+        Stage::Second => (TranslationMode::Legacy, has(capability, 6 + levels.count()), 0),
+        Stage::First => {
+            let has_stage = has(extended, 43) && has(extended, 47);
+            let deep = levels == Levels::Four || levels == Levels::Five && has(capability, 60);
+            (TranslationMode::Scalable, has_stage && deep, 1)
+        }
+    };
+    // The frames of the test lie below 2^47.
+    let config = DomainConfig::from_capabilities::<F>(levels, mode, 47, &[unit]);
+    prop_assert_eq!(config.is_ok(), takes);
+    let Ok(config) = config else { return Ok(()) };
+    let width = u32::min(levels.address_width().into(), (capability >> 16 & 0x3F) as u32 + 1) - sign;
+    let frames = TestFrames::default();
+    let domain = match Domain::<F, _>::new(DomainConfig { force_snoop, ..config }, &frames) {
+        Ok(domain) => domain,
+        Err(DomainError::AddressWidth { .. }) => {
+            prop_assert!(width < 13);
+            return Ok(());
+        }
+        Err(error) => {
+            prop_assert_eq!(error, DomainError::NoSnoopControl);
+            prop_assert!(force_snoop && (F::STAGE == Stage::First || !has(extended, 7)));
+            return Ok(());
+        }
+    };
+    for &(iova, target, count, size) in wishes {
+        // Half of the addresses are beyond the unit's width by a bit.
+        let iova = iova >> size << size & ((1 << (width + 1)) - 1);
+        let (target, length) = (target & ((1 << 48) - (1 << size)), count << size);
+        // SAFETY: no device walks these tables.
+        match unsafe { domain.map(Iova::new(iova), PhysAddr::new(target), length, Permissions::all()) } {
+            Ok(()) => prop_assert!(iova + length <= 1 << width && target + length <= 1 << 47),
+            Err(MapError::Range(_)) => prop_assert!(iova + length > 1 << width),
+            Err(MapError::TargetBeyondWidth { .. }) => prop_assert!(target + length > 1 << 47),
+            Err(error) => prop_assert!(matches!(error, MapError::AlreadyMapped { .. }), "{}", error),
+        }
+    }
+    let mut refused = Vec::new();
+    each_entry(&frames, domain.root(), levels.count(), &mut |entry, level| {
+        if reserved(F::STAGE, capability, extended, level, entry) != 0 {
+            refused.push((level, entry));
+        }
+    });
+    prop_assert_eq!(refused, []);
+    close(domain);
+    Ok(())
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2048))]
+    #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
-    fn a_domain_writes_nothing_that_its_unit_refuses(
-        capability in any::<u64>(),
-        extended in any::<u64>(),
+    fn a_second_stage_domain_writes_nothing_that_its_unit_refuses(
+        registers in any::<(u64, u64)>(),
         levels in 0..3usize,
         force_snoop in any::<bool>(),
-        wishes in prop::collection::vec((any::<u64>(), any::<u64>(), 1..3u64, prop_oneof![Just(12u32), Just(21), Just(30)]), 1..4),
+        wishes in wishes(),
     ) {
-        let levels = ALL_LEVELS[levels];
-        let unit = Capabilities::from_registers(capability, extended);
-        let config = DomainConfig::from_capabilities::<SecondStage>(levels, TranslationMode::Legacy, 47, &[unit]);
-        prop_assert_eq!(config.is_ok(), capability >> (6 + levels.count()) & 1 == 1);
-        let Ok(config) = config else { return Ok(()) };
-        let width = u32::min(levels.address_width().into(), (capability >> 16 & 0x3F) as u32 + 1);
-        let frames = TestFrames::default();
-        let domain = match SecondStageDomain::new(DomainConfig { force_snoop, ..config }, &frames) {
-            Ok(domain) => domain,
-            Err(DomainError::AddressWidth { .. }) => {
-                prop_assert!(width < 13);
-                return Ok(());
-            }
-            Err(error) => {
-                prop_assert_eq!(error, DomainError::NoSnoopControl);
-                prop_assert!(force_snoop && extended >> 7 & 1 == 0);
-                return Ok(());
-            }
-        };
-        for (iova, target, count, size) in wishes {
-            // Half of the addresses are beyond the unit's width by a bit.
-            let iova = iova >> size << size & ((1 << (width + 1)) - 1);
-            let (target, length) = (target & ((1 << 47) - (1 << size)), count << size);
-            // SAFETY: no device walks these tables.
-            match unsafe { domain.map(Iova::new(iova), PhysAddr::new(target), length, Permissions::all()) } {
-                Ok(()) => prop_assert!(iova + length <= 1 << width && target + length <= 1 << 47),
-                Err(MapError::Range(_)) => prop_assert!(iova + length > 1 << width),
-                Err(MapError::TargetBeyondWidth { .. }) => prop_assert!(target + length > 1 << 47),
-                Err(error) => prop_assert!(matches!(error, MapError::AlreadyMapped { .. }), "{}", error),
-            }
-        }
-        let mut refused = Vec::new();
-        each_entry(&frames, domain.root(), levels.count(), &mut |entry, level| {
-            if reserved(capability, extended, level, entry) != 0 {
-                refused.push((level, entry));
-            }
-        });
-        prop_assert_eq!(refused, []);
-        close(domain);
+        check_unit::<SecondStage>(registers, ALL_LEVELS[levels], force_snoop, &wishes)?;
+    }
+
+    #[test]
+    fn a_first_stage_domain_writes_nothing_that_its_unit_refuses(
+        (capability, extended) in any::<(u64, u64)>(),
+        levels in 0..3usize,
+        wishes in wishes(),
+    ) {
+        let has_first_stage = extended | 1 << 43 | 1 << 47;
+        check_unit::<FirstStage>((capability, has_first_stage), ALL_LEVELS[levels], false, &wishes)?;
+        check_unit::<FirstStage>((capability, extended), ALL_LEVELS[levels], true, &wishes)?;
     }
 
     #[test]

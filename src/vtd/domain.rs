@@ -3,7 +3,8 @@
 use super::{
     DomainError, Hardware, Invalidation, MapError, RangeError, TableFrames, UnmapError,
     error::AdvanceError,
-    format::{Format, Permissions},
+    first_stage::FirstStage,
+    format::{Format, Permissions, Stage},
     frame_list::FrameList,
     map,
     second_stage::SecondStage,
@@ -41,7 +42,7 @@ pub struct DomainConfig {
 }
 
 impl DomainConfig {
-    /// A domain of `levels` levels, with leaves of 4 KiB, all the address bits that the levels translate, and 52 bits of
+    /// A second-stage domain of `levels` levels, with leaves of 4 KiB, all the address bits that the levels translate, and 52 bits of
     /// physical address, for hardware that snoops its tables. [`from_capabilities`](Self::from_capabilities) asks the units.
     pub const fn new(levels: Levels) -> Self {
         Self {
@@ -52,6 +53,12 @@ impl DomainConfig {
             force_snoop: false,
             hardware: Hardware::SNOOPING,
         }
+    }
+
+    /// The same for a first-stage domain, of 4 or 5 levels: one bit of address less, since the highest is the sign.
+    pub const fn first_stage(levels: Levels) -> Self {
+        let address_width = levels.address_width() - Stage::First.sign_bits();
+        Self { address_width, ..Self::new(levels) }
     }
 }
 
@@ -110,6 +117,9 @@ pub struct Domain<F: Format, A: TableFrames> {
     format: PhantomData<F>,
 }
 
+/// A domain in the first-stage format.
+pub type FirstStageDomain<A> = Domain<FirstStage, A>;
+
 /// A domain in the second-stage format.
 pub type SecondStageDomain<A> = Domain<SecondStage, A>;
 
@@ -117,10 +127,13 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// An address space in which nothing is mapped.
     ///
     /// # Errors
-    /// [`DomainError`] names the width that is wrong, says that the hardware cannot force snooping, or that there is no frame for
+    /// [`DomainError`] names the levels or the width that are wrong, says that the hardware cannot force snooping, or that there is no frame for
     /// the root table.
     pub fn new(config: DomainConfig, frames: A) -> Result<Self, DomainError> {
-        let most = config.levels.address_width();
+        if F::STAGE == Stage::First && config.levels == Levels::Three {
+            return Err(DomainError::TooFewLevels { levels: config.levels });
+        }
+        let most = config.levels.address_width() - F::STAGE.sign_bits();
         if config.address_width < WIDTH_LEAST || config.address_width > most {
             return Err(DomainError::AddressWidth { width: config.address_width, most });
         }
@@ -167,9 +180,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         if target.as_u64().checked_add(length).is_none_or(|end| end > 1 << width) {
             return Err(MapError::TargetBeyondWidth { target, length, width });
         }
-        if permissions.is_empty() {
-            return Err(MapError::NoPermissions);
-        }
+        F::STAGE.check_permissions(permissions)?;
         let wish = map::Wish::new::<F>(iova, target, permissions, &self.config);
         let mut survey = map::Survey::<F>::new(wish);
         self.walk(span, &mut survey)?;

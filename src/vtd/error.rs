@@ -1,6 +1,6 @@
 //! Owns the errors of the builder: each names the offending value and says what to do; none leaves anything changed.
 
-use super::width::Iova;
+use super::width::{Iova, Levels};
 use crate::PhysAddr;
 use core::{error::Error, fmt};
 
@@ -32,6 +32,11 @@ pub enum RangeError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DomainError {
+    /// The first stage has 4 or 5 levels.
+    TooFewLevels {
+        /// What was asked for.
+        levels: Levels,
+    },
     /// An address width of less than 13 bits or more than the levels translate.
     AddressWidth {
         /// What was asked for, in bits.
@@ -77,6 +82,8 @@ pub enum MapError {
     },
     /// Neither read nor write: such an entry means "not present".
     NoPermissions,
+    /// Write without read, which the first stage does not have.
+    WriteOnly,
     /// A page of the range is mapped already.
     AlreadyMapped {
         /// The first such page.
@@ -209,6 +216,9 @@ impl fmt::Display for RangeError {
 impl fmt::Display for DomainError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
+            Self::TooFewLevels { levels } => {
+                write!(formatter, "the first stage has no {} levels: give 4 or 5", levels.count())
+            }
             Self::AddressWidth { width, most } => {
                 write!(
                     formatter,
@@ -246,6 +256,12 @@ impl fmt::Display for MapError {
             }
             Self::NoPermissions => {
                 write!(formatter, "a mapping without rights is none: give read, write or both")
+            }
+            Self::WriteOnly => {
+                write!(
+                    formatter,
+                    "what is mapped in the first stage can be read: give read, or read and write"
+                )
             }
             Self::AlreadyMapped { iova } => write!(formatter, "the page at {iova} is mapped: unmap it first"),
             Self::OutOfFrames { missing } => out_of_frames(formatter, missing),

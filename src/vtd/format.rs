@@ -1,6 +1,6 @@
 //! Owns what every entry format has in common, so that one walk serves them all.
 
-use super::width::shift;
+use super::{MapError, width::shift};
 use crate::PhysAddr;
 
 /// Which of the two translations of VT-d the tables are for.
@@ -18,6 +18,16 @@ impl Stage {
         match self {
             Self::First => 1,
             Self::Second => 0,
+        }
+    }
+
+    /// Refuses rights that no leaf can give.
+    #[inline(always)]
+    pub(crate) fn check_permissions(self, permissions: Permissions) -> Result<(), MapError> {
+        match self {
+            _ if permissions.is_empty() => Err(MapError::NoPermissions),
+            Self::First if !permissions.contains(Permissions::READ) => Err(MapError::WriteOnly),
+            Self::First | Self::Second => Ok(()),
         }
     }
 }
@@ -58,7 +68,6 @@ pub trait Format: sealed::Sealed + 'static {
     const INDEX_BITS: u32;
 
     /// The translation that hardware does with the tables.
-    #[doc(hidden)]
     const STAGE: Stage;
 
     /// The bit that makes an entry above level 1 a leaf.
