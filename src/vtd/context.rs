@@ -19,8 +19,12 @@ use crate::PhysAddr;
 use core::{error::Error, fmt};
 
 mod legacy;
+mod pasid;
+mod scalable;
 
 pub use legacy::{ContextEntry, ContextTranslation, RootEntry};
+pub use pasid::{FirstStageRoot, PasidEntry, PasidTranslation, SecondStageRoot};
+pub use scalable::{PasidDirectoryEntry, ScalableContextEntry, ScalableRootEntry};
 
 const PRESENT: u64 = 1 << 0;
 /// Faults of the device are not reported (FPD).

@@ -88,6 +88,11 @@ impl Pasid {
         if number >> 20 == 0 { Some(Self(number)) } else { None }
     }
 
+    /// The PASID in the low bits of a word.
+    pub(crate) const fn from_low_bits(word: u64) -> Self {
+        Self(word as u32 & 0xF_FFFF)
+    }
+
     /// The number.
     pub const fn get(self) -> u32 {
         self.0

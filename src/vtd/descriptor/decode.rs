@@ -86,7 +86,7 @@ impl Descriptor {
                 reserved(0, low, 0xE0F | 0x1F << 4 | 0xFFFF << 16 | PASID | PHYSICAL_FUNCTION)?;
                 reserved(1, high, ADDRESS | 1 << 11 | 1)?;
                 let device = device_tlb(low, high, 4, 16, 11)?;
-                Ok(Self::PasidDeviceTlb { device, pasid: pasid(low)?, all_pasids: bit(high, 0) })
+                Ok(Self::PasidDeviceTlb { device, pasid: pasid(low), all_pasids: bit(high, 0) })
             }
             WAIT => wait(low, high),
             _ => Err(DescriptorError::Kind { kind: kind as u8 }),
@@ -114,9 +114,8 @@ fn domain(low: u64) -> Result<DomainId, DescriptorError> {
     DomainId::new(field(low, 16, 16) as u16).ok_or(DescriptorError::Value { field: "DID", value: 0 })
 }
 
-fn pasid(low: u64) -> Result<Pasid, DescriptorError> {
-    let value = field(low, 32, 20);
-    Pasid::new(value as u32).ok_or(DescriptorError::Value { field: "PASID", value })
+fn pasid(low: u64) -> Pasid {
+    Pasid::from_low_bits(low >> 32)
 }
 
 fn source(bits: u64) -> SourceId {
@@ -162,7 +161,7 @@ fn pasid_cache(low: u64, high: u64) -> Result<Descriptor, DescriptorError> {
         }
         1 => {
             reserved(0, low, USED | DOMAIN | PASID)?;
-            PasidSelection::Pasid(domain(low)?, pasid(low)?)
+            PasidSelection::Pasid(domain(low)?, pasid(low))
         }
         3 => {
             reserved(0, low, USED)?;
@@ -204,7 +203,7 @@ fn pasid_iotlb(low: u64, high: u64) -> Result<Descriptor, DescriptorError> {
         3 => Some(pages(high)?),
         _ => return wrong_granularity(low),
     };
-    Ok(Descriptor::PasidIotlb { domain: domain(low)?, pasid: pasid(low)?, pages })
+    Ok(Descriptor::PasidIotlb { domain: domain(low)?, pasid: pasid(low), pages })
 }
 
 fn pages(high: u64) -> Result<Pages, DescriptorError> {
