@@ -51,7 +51,7 @@ pub use platform::linux::LinuxPlatform;
 pub use pool::WorkedPool;
 pub use pool::{
     AllocError, BuildError, Builder, Class, CloseError, FallbackPolicy, FramePool, Maintenance, Outcome,
-    Request, Stats, Watermarks,
+    Request, Reservation, ReserveError, Stats, Watermarks,
 };
 #[cfg(any(feature = "std", loom))]
 pub use raw::doorbell::Doorbell;

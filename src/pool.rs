@@ -32,6 +32,7 @@ mod fallback;
 mod give;
 mod refill;
 mod request;
+mod reservation;
 mod reserve;
 mod stats;
 mod take;
@@ -43,6 +44,7 @@ pub use config::{BuildError, Builder, Watermarks};
 pub use fallback::FallbackPolicy;
 pub use refill::{Maintenance, Outcome};
 pub use request::{AllocError, Class, Request};
+pub use reservation::{Reservation, ReserveError};
 pub use stats::Stats;
 #[cfg(feature = "std")]
 pub use worker::WorkedPool;
@@ -94,6 +96,7 @@ struct Counters {
     depot_hits: counter::Shared,
     steals: counter::Shared,
     reserve_hits: counter::Shared,
+    reserved: counter::Shared,
     exhausted: counter::Shared,
     freed_below: counter::Shared,
     refills: counter::Shared,
@@ -183,15 +186,35 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
 
     /// A frame filled with zeros, laid down as its address, for a table; none if the pool's frames are not of a table's size.
     #[cfg(feature = "vtd")]
-    #[allow(unsafe_code, reason = "the contents of a frame that was just taken are cleared")]
     pub(crate) fn alloc_table_frame(&self) -> Option<PhysAddr> {
         if self.door.frame_size() != FRAME_SIZE {
             return None;
         }
-        let address = self.alloc().ok()?.into_raw();
+        Some(self.clear_for_table(self.alloc().ok()?))
+    }
+
+    /// `count` frames for tables, as [`alloc_table_frame`](Self::alloc_table_frame) lays them down, all or nothing; otherwise why
+    /// not, and how many were lacking.
+    #[cfg(feature = "vtd")]
+    pub(crate) fn reserve_table_frames(
+        &self,
+        count: u64,
+    ) -> Result<impl Iterator<Item = PhysAddr> + '_, (AllocError, u64)> {
+        let capacity = if self.door.frame_size() == FRAME_SIZE { self.door.capacity() } else { 0 };
+        let frames = u32::try_from(count).ok().filter(|&frames| frames <= capacity);
+        let frames = frames.ok_or((AllocError::Exhausted, count.saturating_sub(u64::from(capacity))))?;
+        let reservation =
+            self.reserve(frames).map_err(|error| (error.reason(), u64::from(error.missing())))?;
+        Ok(core::iter::from_fn(move || Some(self.clear_for_table(reservation.draw()?))))
+    }
+
+    #[cfg(feature = "vtd")]
+    #[allow(unsafe_code, reason = "the contents of a frame that was just taken are cleared")]
+    fn clear_for_table(&self, frame: Frame<'_, S, P>) -> PhysAddr {
+        let address = frame.into_raw();
         // SAFETY: the frame is ours, and the source maps all of it.
         unsafe { clear(&SourceContents(&*self.source), address, FRAME_SIZE as usize) };
-        Some(address)
+        address
     }
 
     #[cfg(feature = "vtd")]

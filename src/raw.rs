@@ -8,6 +8,7 @@ pub mod claim;
 pub mod contents;
 #[cfg(any(feature = "std", loom))]
 pub mod doorbell;
+pub mod holding;
 pub mod level;
 pub mod magazine;
 pub mod numbers;

@@ -27,7 +27,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use crate::{FramePool, FrameSource, PhysAddr, Platform};
+use crate::{AllocError, FramePool, FrameSource, PhysAddr, Platform};
 use core::ptr::NonNull;
 
 mod bits;
@@ -93,22 +93,7 @@ pub unsafe trait TableFrames {
     /// # Errors
     /// [`TooFewFrames`] says how many were lacking. Then `each` was not called, and every frame that there was is back.
     fn allocate_all(&self, count: u64, each: &mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames> {
-        let mut list = frame_list::FrameList::new();
-        while list.count() < count {
-            let Some(frame) = self.allocate() else {
-                let missing = count - list.count();
-                while let Some(frame) = list.pop(self) {
-                    // SAFETY: `allocate` has just handed the frame out, and nobody else has seen it.
-                    unsafe { self.free(frame) };
-                }
-                return Err(TooFewFrames { missing });
-            };
-            list.push(self, frame);
-        }
-        while let Some(frame) = list.pop(self) {
-            each(frame);
-        }
-        Ok(())
+        allocate_one_by_one(self, count, each)
     }
 
     /// Takes a frame back.
@@ -125,6 +110,30 @@ pub unsafe trait TableFrames {
     fn leaked(&self, frames: u64) {
         let _ = frames;
     }
+}
+
+#[allow(unsafe_code, reason = "gives back what it has just taken")]
+fn allocate_one_by_one<A: TableFrames + ?Sized>(
+    frames: &A,
+    count: u64,
+    each: &mut dyn FnMut(PhysAddr),
+) -> Result<(), TooFewFrames> {
+    let mut list = frame_list::FrameList::new();
+    while list.count() < count {
+        let Some(frame) = frames.allocate() else {
+            let missing = count - list.count();
+            while let Some(frame) = list.pop(frames) {
+                // SAFETY: `allocate` has just handed the frame out, and nobody else has seen it.
+                unsafe { frames.free(frame) };
+            }
+            return Err(TooFewFrames { missing });
+        };
+        list.push(frames, frame);
+    }
+    while let Some(frame) = list.pop(frames) {
+        each(frame);
+    }
+    Ok(())
 }
 
 #[allow(unsafe_code, reason = "passes the contract on")]
@@ -158,6 +167,16 @@ unsafe impl<T: TableFrames + ?Sized> TableFrames for &T {
 unsafe impl<S: FrameSource, P: Platform> TableFrames for FramePool<S, P> {
     fn allocate(&self) -> Option<PhysAddr> {
         self.alloc_table_frame()
+    }
+
+    fn allocate_all(&self, count: u64, each: &mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames> {
+        match self.reserve_table_frames(count) {
+            Ok(reserved) => reserved.for_each(each),
+            // Frames there may be, but no magazine to keep them together.
+            Err((AllocError::TooManyReservations, _)) => return allocate_one_by_one(self, count, each),
+            Err((_, missing)) => return Err(TooFewFrames { missing }),
+        }
+        Ok(())
     }
 
     unsafe fn free(&self, frame: PhysAddr) {

@@ -159,6 +159,15 @@ pub fn watched(builder: Builder, frames: u32) -> Arc<Watched> {
     Arc::new(Watched { pool, contents: (0..frames).map(|_| UnsafeCell::new(0)).collect() })
 }
 
+/// The same pool, for what a thread of the model borrows from it.
+///
+/// # Safety
+/// Nothing that was borrowed from it outlives `watched`.
+pub unsafe fn forever(watched: &Arc<Watched>) -> &'static Watched {
+    // SAFETY: the caller keeps the pool alive for as long as anything is borrowed from it.
+    unsafe { &*Arc::as_ptr(watched) }
+}
+
 impl Watched {
     /// Uses a frame as its owner would: reads and writes all of it.
     pub fn touch(&self, frame: &Frame<'_, Source, Host>) {

@@ -113,7 +113,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let watermarks = builder.watermarks;
         // The level counts the depot alone; the reserve is there on top of it.
         let level = FillLevel::new(watermarks.low - watermarks.min, watermarks.max - watermarks.min);
-        let magazines = Magazines::new(entries, extents.magazine_size);
+        let magazines = Magazines::new(entries, links.share(), lengths.share(), extents.magazine_size);
         let depot = Depot::new(&links, lengths, extents.magazine_size, level);
         for index in 2 * extents.cpus..extents.magazines {
             depot.put(new_magazine(index as u32));

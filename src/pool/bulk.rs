@@ -4,7 +4,7 @@ use super::{AllocError, FramePool, Request};
 use crate::{frame::Frame, platform::Platform, raw::magazine::FrameNumber, source::FrameSource};
 
 /// Frames that move between the slot and the caller at a time, on the stack.
-const CHUNK: usize = 64;
+pub(super) const CHUNK: usize = 64;
 
 impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// Fills `out` with frames from the front on and returns how many it got. Entries that still hold a frame give it back
@@ -24,15 +24,12 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         while filled < out.len() {
             let rest = out.get_mut(filled..).unwrap_or_default();
             let mut chunk: [FrameNumber; CHUNK] = [0; CHUNK];
-            let wanted = rest.len().min(CHUNK);
-            let mut got = self.cache.pop_many(&self.platform, chunk.get_mut(..wanted).unwrap_or_default());
-            if got == 0 {
-                match (self.take(request), chunk.first_mut()) {
-                    (Ok(frame), Some(first)) => (*first, got) = (frame, 1),
-                    (Err(error), _) if filled == 0 => return Err(error),
-                    _ => return Ok(filled),
-                }
-            }
+            let wanted = chunk.get_mut(..rest.len().min(CHUNK)).unwrap_or_default();
+            let got = match self.take_many(request, wanted) {
+                Ok(got) => got,
+                Err(error) if filled == 0 => return Err(error),
+                Err(_) => return Ok(filled),
+            };
             for (entry, &number) in rest.iter_mut().zip(chunk.iter().take(got)) {
                 *entry = Some(Frame::new(self, number));
             }
@@ -91,7 +88,22 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
     }
 
-    fn give_many(&self, frames: &[FrameNumber]) {
+    /// Takes at least one frame, and as many as this CPU's cache has at once, into the front of `frames`; how many.
+    pub(super) fn take_many(
+        &self,
+        request: Request,
+        frames: &mut [FrameNumber],
+    ) -> Result<usize, AllocError> {
+        let got = self.cache.pop_many(&self.platform, frames);
+        match frames.first_mut() {
+            Some(first) if got == 0 => *first = self.take(request)?,
+            _ => return Ok(got),
+        }
+        Ok(1)
+    }
+
+    /// Gives back frames, as many at a time as this CPU's cache has room for.
+    pub(super) fn give_many(&self, frames: &[FrameNumber]) {
         let put = if self.reserve.missing() == 0 { self.cache.push_many(&self.platform, frames) } else { 0 };
         for &frame in frames.iter().skip(put) {
             self.give(frame);

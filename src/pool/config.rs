@@ -58,6 +58,7 @@ pub struct Builder {
     pub(crate) fallback: FallbackPolicy,
     pub(crate) frame_size: u32,
     pub(crate) initial: Option<u32>,
+    pub(crate) reservations: Option<u32>,
 }
 
 /// The number of CPUs assumed when neither the host nor the platform says.
@@ -79,6 +80,7 @@ impl Builder {
             fallback: FallbackPolicy::Always,
             frame_size: FRAME_SIZE,
             initial: None,
+            reservations: None,
         }
     }
 
@@ -107,6 +109,11 @@ impl Builder {
     /// How many frames to fetch at construction. Default: the `high` watermark.
     pub const fn initial(self, frames: u32) -> Self {
         Self { initial: Some(frames), ..self }
+    }
+
+    /// How many reservations of more than 16 frames may be alive at once; each costs a magazine. Default: four for each CPU.
+    pub const fn reservations(self, count: u32) -> Self {
+        Self { reservations: Some(count), ..self }
     }
 
     /// The bookkeeping memory that the pool needs, in bytes and alignment: for `build_in`.
@@ -144,7 +151,9 @@ impl Builder {
         if magazine_size == 0 || magazine_size > MAGAZINE_SIZE_LIMIT {
             return Err(BuildError::MagazineSize { magazine_size });
         }
-        let magazines = self.capacity.div_ceil(magazine_size) as usize + cpus * (2 + depot::IN_PROGRESS);
+        let reservations = self.reservations.map_or(cpus * depot::IN_PROGRESS, |count| count as usize);
+        let in_use = cpus * (2 + depot::IN_PROGRESS) + reservations;
+        let magazines = self.capacity.div_ceil(magazine_size) as usize + in_use;
         if magazines >= MAGAZINE_LIMIT as usize {
             return Err(BuildError::TooManyMagazines { magazine_size });
         }

@@ -9,7 +9,8 @@
 //!
 //! # Why a free finds a magazine
 //! With nothing on the empty and the partial stack, every magazine that is neither in a slot nor in the hands of an
-//! operation is full. There are as many magazines as all frames fill, two a slot, and [`IN_PROGRESS`] for each slot; the
+//! operation or a reservation is full. There are as many magazines as all frames fill, two a slot, [`IN_PROGRESS`] for each slot,
+//! and one for each reservation that the pool was built for (only the first of a reservation's magazines is not full); the
 //! frame that is being freed is in none of them, so at least as many operations are in progress as these. A CPU that
 //! interrupts itself less deeply than that never gets there; user space with many preempted threads may, and then the
 //! overflow takes the frame.
@@ -92,7 +93,8 @@ impl Depot {
         }
     }
 
-    fn pop_full(&self) -> Option<Magazine> {
+    /// A full magazine. Does not count.
+    pub(crate) fn take_full(&self) -> Option<Magazine> {
         self.full.pop().map(|index| magazine(index, self.size))
     }
 
@@ -104,7 +106,7 @@ impl Depot {
 
     /// A magazine with frames: a full one, or else a partial one. Does not count.
     pub(crate) fn take_stocked(&self) -> Option<Magazine> {
-        self.pop_full().or_else(|| self.pop_partial())
+        self.take_full().or_else(|| self.pop_partial())
     }
 
     /// A magazine with room: an empty one, or else a partial one. Does not count.
@@ -125,7 +127,7 @@ impl Depot {
 
     /// Takes one frame out of a magazine that goes back at once.
     pub(crate) fn take_one(&self, magazines: &Magazines) -> Option<(FrameNumber, Ring)> {
-        let mut magazine = self.pop_partial().or_else(|| self.pop_full())?;
+        let mut magazine = self.pop_partial().or_else(|| self.take_full())?;
         let frame = magazines.pop(&mut magazine);
         self.put(magazine);
         Some((frame?, self.count_drawn(1)))

@@ -54,6 +54,17 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         self.put_one(frame);
     }
 
+    /// Gives back a magazine as a whole; while the reserve lacks frames, its frames one by one.
+    pub(super) fn give_magazine(&self, mut magazine: Magazine) {
+        while self.reserve.missing() > 0
+            && let Some(frame) = self.cache.magazines().pop(&mut magazine)
+        {
+            self.give(frame);
+        }
+        self.counters.freed_below.add(u64::from(magazine.length()));
+        self.return_to_stock(magazine);
+    }
+
     /// Puts one frame into the stock, or the overflow when there is no magazine with room.
     #[allow(unsafe_code, reason = "the overflow runs through the frames themselves")]
     pub(super) fn put_one(&self, frame: FrameNumber) {

@@ -57,6 +57,8 @@ pub enum AllocError {
     ReserveOnly,
     /// The pool holds nothing and the host had nothing either, or the fallback's budget is used up.
     FallbackFailed,
+    /// More reservations are alive than the pool was built for, and this one needs a magazine of its own.
+    TooManyReservations,
     /// The pool is being closed.
     Closed,
 }
@@ -70,6 +72,9 @@ impl fmt::Display for AllocError {
             }
             Self::FallbackFailed => {
                 "the pool is empty and the host had no frame at once: free a frame or wait for the worker"
+            }
+            Self::TooManyReservations => {
+                "no magazine is free for another reservation: drop some, or give Builder::reservations more"
             }
             Self::Closed => "the pool is being closed: take frames from another one",
         })

@@ -35,6 +35,8 @@ pub struct Stats {
     pub steals: u64,
     /// Allocations served by the reserve (tier 4).
     pub reserve_hits: u64,
+    /// Frames that left the depot in whole magazines for reservations; those taken one by one count in their tiers.
+    pub reserved: u64,
     /// Allocations served by the host at once (tier 5).
     pub fallback_taken: u64,
     /// Requests to the host that brought nothing: it had none, the budget was used up, or the pool was at its capacity.
@@ -63,7 +65,7 @@ pub struct Stats {
 
 impl Stats {
     /// Every figure with its name, in the order of the fields: for reports.
-    pub const fn figures(&self) -> [(&'static str, u64); 24] {
+    pub const fn figures(&self) -> [(&'static str, u64); 25] {
         [
             ("capacity", self.capacity),
             ("owned", self.owned),
@@ -77,6 +79,7 @@ impl Stats {
             ("depot_hits", self.depot_hits),
             ("steals", self.steals),
             ("reserve_hits", self.reserve_hits),
+            ("reserved", self.reserved),
             ("fallback_taken", self.fallback_taken),
             ("fallback_failed", self.fallback_failed),
             ("exhausted", self.exhausted),
@@ -128,6 +131,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             depot_hits: counters.depot_hits.get(),
             steals: counters.steals.get(),
             reserve_hits: counters.reserve_hits.get(),
+            reserved: counters.reserved.get(),
             fallback_taken: self.fallback.taken.get(),
             fallback_failed: self.fallback.failed.get(),
             exhausted: counters.exhausted.get(),

@@ -1,9 +1,13 @@
-//! Owns the entries of all magazines of a pool: fixed batches of frames that change hands whole.
+//! Owns the entries of all magazines of a pool: fixed batches of frames that change hands whole. Beside them stand two words for
+//! each magazine, a link and a length, for the one place in which it lies.
 //!
 //! Source: J. Bonwick and J. Adams, "Magazines and Vmem", USENIX 2001.
 
 use super::arena::Carved;
-use crate::sync::cell::UnsafeCell;
+use crate::sync::{
+    atomic::{AtomicU32, Ordering},
+    cell::UnsafeCell,
+};
 
 /// A frame by its number: its distance from the source's base, in frames.
 pub type FrameNumber = u32;
@@ -42,6 +46,8 @@ impl Magazine {
 #[derive(Debug)]
 pub(crate) struct Magazines {
     entries: Carved<UnsafeCell<FrameNumber>>,
+    links: Carved<AtomicU32>,
+    lengths: Carved<AtomicU32>,
     size: u32,
 }
 
@@ -52,9 +58,14 @@ unsafe impl Sync for Magazines {}
 unsafe impl Send for Magazines {}
 
 impl Magazines {
-    /// Magazines of `size` entries each; `entries` is a multiple of that.
-    pub(crate) fn new(entries: Carved<UnsafeCell<FrameNumber>>, size: u32) -> Self {
-        Self { entries, size }
+    /// Magazines of `size` entries each, and a link and a length for each; `entries` is a multiple of `size`.
+    pub(crate) fn new(
+        entries: Carved<UnsafeCell<FrameNumber>>,
+        links: Carved<AtomicU32>,
+        lengths: Carved<AtomicU32>,
+        size: u32,
+    ) -> Self {
+        Self { entries, links, lengths, size }
     }
 
     /// How many frames one magazine takes.
@@ -108,5 +119,31 @@ impl Magazines {
         unsafe { self.write(magazine.index, magazine.length, frame) };
         magazine.length += 1;
         Ok(())
+    }
+
+    /// Notes that the magazine `index`, in the caller's hands, has `length` entries and that `next` is behind it.
+    pub(crate) fn lay_down(&self, index: u32, next: u32, length: u32) {
+        if let (Some(link), Some(word)) = (self.links.get(index as usize), self.lengths.get(index as usize)) {
+            // Ordering: Relaxed; published with the place into which the caller puts the magazine.
+            link.store(next, Ordering::Relaxed);
+            // Ordering: Relaxed; as the link.
+            word.store(length, Ordering::Relaxed);
+        }
+    }
+
+    /// The magazine behind `index`, and its length. Meaningless, but harmless, when `index` has left its place meanwhile.
+    pub(crate) fn behind(&self, index: u32) -> Option<(u32, u32)> {
+        // Ordering: Relaxed; both words were published with the place from which the caller has `index`. If it has left that
+        // place since, the caller's exchange fails.
+        let next = self.links.get(index as usize)?.load(Ordering::Relaxed);
+        // Ordering: Relaxed; as the link.
+        Some((next, self.lengths.get(next as usize)?.load(Ordering::Relaxed)))
+    }
+
+    /// Counts one entry of a magazine as read; whether it was the last of those that it was laid down with.
+    pub(crate) fn count_read(&self, index: u32) -> bool {
+        // Ordering: AcqRel; Release says that the entry is read, and Acquire makes the last one, who gives the magazine on,
+        // come after all other readings.
+        self.lengths.get(index as usize).is_some_and(|unread| unread.fetch_sub(1, Ordering::AcqRel) == 1)
     }
 }
