@@ -9,7 +9,7 @@ use crate::{
     raw::{
         arena::{Arena, Memory},
         level::FillLevel,
-        magazine::{Magazine, Magazines},
+        magazine::{Magazine, Magazines, Shape},
         overflow::Overflow,
         registry::Registry,
         slot::{Slot, SlotState, Slots},
@@ -97,10 +97,12 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let needed = layout.size() + layout.align();
         let too_small = BuildError::MemoryTooSmall { given, needed };
         let word = |_| AtomicU32::new(0);
+        let shape = Shape::new(extents.magazine_size);
         // The first two magazines of each slot are empty; all others start on the empty stack.
         let slot = |cpu: usize| {
             let first = 2 * cpu as u32;
-            CachePadded::new(Slot::new(SlotState::holding(new_magazine(first), new_magazine(first + 1))))
+            let (loaded, previous) = (new_magazine(first), new_magazine(first + 1));
+            CachePadded::new(Slot::new(SlotState::holding(shape, loaded, previous)))
         };
         let slots = arena.carve(extents.cpus, slot).ok_or(too_small)?;
         let entries = arena.carve(extents.entries(), |_| UnsafeCell::new(0)).ok_or(too_small)?;

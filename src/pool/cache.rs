@@ -117,7 +117,7 @@ impl Cache {
             // Ordering: Relaxed; a figure for statistics, nothing is read through it.
             let word = slot.word.load(Ordering::Relaxed);
             if word != SlotState::TAKEN {
-                totals.frames += u64::from(SlotState::from_word(word).frames());
+                totals.frames += u64::from(SlotState::from_word(word).frames(self.magazines().shape()));
             }
         }
         totals

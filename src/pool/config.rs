@@ -4,9 +4,9 @@ use crate::{
     pool::{depot, fallback::FallbackPolicy},
     raw::{
         arena::Measure,
-        magazine::FrameNumber,
+        magazine::{FrameNumber, MAGAZINE_LIMIT, MAGAZINE_SIZE_LIMIT, Shape},
         registry::Registry,
-        slot::{MAGAZINE_LIMIT, MAGAZINE_SIZE_LIMIT, Slot},
+        slot::Slot,
     },
     sync::{atomic::AtomicU32, cell::UnsafeCell},
 };
@@ -67,7 +67,7 @@ const CPUS_LIMIT: usize = 4096;
 /// The size of a frame in bytes.
 pub(crate) const FRAME_SIZE: u32 = 4096;
 /// Measured: two threads that take and give 1,024 frames at a time hardly meet at the depot with this size.
-const MAGAZINE_SIZE_DEFAULT: u32 = 256;
+const MAGAZINE_SIZE_DEFAULT: u32 = 255;
 
 impl Builder {
     /// A pool that may own up to `capacity` frames.
@@ -89,8 +89,8 @@ impl Builder {
         Self { watermarks, ..self }
     }
 
-    /// How many frames a magazine takes, 1 to 4,095. Default: 256, less for a small pool, so that the caches of all CPUs
-    /// together cannot hold more than half of it.
+    /// How many frames a magazine takes, 1 to 4,095; one less than a power of two wastes no memory. Default: 255, less for a
+    /// small pool, so that the caches of all CPUs together cannot hold more than half of it.
     pub const fn magazine_size(self, frames: u32) -> Self {
         Self { magazine_size: Some(frames), ..self }
     }
@@ -146,7 +146,8 @@ impl Builder {
         }
         let magazine_size = self.magazine_size.unwrap_or_else(|| {
             let share = self.capacity / (4 * cpus as u32);
-            share.clamp(1, MAGAZINE_SIZE_DEFAULT)
+            // The largest that is one less than a power of two.
+            ((1 << (share + 1).ilog2()) - 1).clamp(1, MAGAZINE_SIZE_DEFAULT)
         });
         if magazine_size == 0 || magazine_size > MAGAZINE_SIZE_LIMIT {
             return Err(BuildError::MagazineSize { magazine_size });
@@ -174,7 +175,7 @@ pub(crate) struct Extents {
 
 impl Extents {
     pub(crate) fn entries(&self) -> usize {
-        self.magazines * self.magazine_size as usize
+        self.magazines * Shape::new(self.magazine_size).stride()
     }
 
     pub(crate) fn positions(&self) -> usize {

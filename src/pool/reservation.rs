@@ -134,7 +134,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
 
     fn gather(&self, request: Request, frames: u32, holding: &mut Holding) -> Result<(), AllocError> {
         let magazines = self.cache.magazines();
-        let size = magazines.size();
+        let size = magazines.shape().size();
         if self.is_closing() {
             return Err(AllocError::Closed);
         }
@@ -174,7 +174,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         frames: u32,
     ) -> (Magazine, Result<(), AllocError>) {
         let magazines = self.cache.magazines();
-        let wanted = frames.min(magazines.size());
+        let wanted = frames.min(magazines.shape().size());
         let mut chunk: [FrameNumber; CHUNK] = [0; CHUNK];
         while shell.length() < wanted {
             let count = CHUNK.min((wanted - shell.length()) as usize);

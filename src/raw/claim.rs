@@ -70,12 +70,12 @@ impl SlotOwnership for Claim {
     #[inline(always)]
     fn pop(&self, slots: &Slots, cpu: impl Fn() -> usize) -> Result<FrameNumber, SlotMiss> {
         let claimed = Claimed::new(slots.of(cpu()))?;
-        let Some((after, entry)) = claimed.state.pop() else {
+        let Some((after, entry)) = claimed.state.pop(slots.magazines.shape()) else {
             claimed.release_unchanged();
             return Err(SlotMiss::Unsuited);
         };
         // SAFETY: the claim makes both magazines of the slot ours alone (INV-2), and the entry was filled.
-        let frame = unsafe { slots.magazines.read(entry.magazine, entry.position) };
+        let frame = unsafe { slots.magazines.read(entry) };
         claimed.slot.popped.add(1);
         claimed.release(after);
         Ok(frame)
@@ -84,12 +84,12 @@ impl SlotOwnership for Claim {
     #[inline(always)]
     fn push(&self, slots: &Slots, cpu: impl Fn() -> usize, frame: FrameNumber) -> Result<(), SlotMiss> {
         let claimed = Claimed::new(slots.of(cpu()))?;
-        let Some((after, entry)) = claimed.state.push(slots.magazines.size()) else {
+        let Some((after, entry)) = claimed.state.push(slots.magazines.shape()) else {
             claimed.release_unchanged();
             return Err(SlotMiss::Unsuited);
         };
         // SAFETY: the claim makes both magazines of the slot ours alone (INV-2), and the position is below the size.
-        unsafe { slots.magazines.write(entry.magazine, entry.position, frame) };
+        unsafe { slots.magazines.write(entry, frame) };
         claimed.slot.pushed.add(1);
         claimed.release(after);
         Ok(())
@@ -99,9 +99,9 @@ impl SlotOwnership for Claim {
         let Ok(claimed) = Claimed::new(slots.of(cpu())) else { return 0 };
         let (mut state, mut taken) = (claimed.state, 0);
         for frame in frames {
-            let Some((after, entry)) = state.pop() else { break };
+            let Some((after, entry)) = state.pop(slots.magazines.shape()) else { break };
             // SAFETY: the claim makes both magazines of the slot ours alone (INV-2), and the entry was filled.
-            *frame = unsafe { slots.magazines.read(entry.magazine, entry.position) };
+            *frame = unsafe { slots.magazines.read(entry) };
             state = after;
             taken += 1;
         }
@@ -114,9 +114,9 @@ impl SlotOwnership for Claim {
         let Ok(claimed) = Claimed::new(slots.of(cpu())) else { return 0 };
         let (mut state, mut put) = (claimed.state, 0);
         for &frame in frames {
-            let Some((after, entry)) = state.push(slots.magazines.size()) else { break };
+            let Some((after, entry)) = state.push(slots.magazines.shape()) else { break };
             // SAFETY: the claim makes both magazines of the slot ours alone (INV-2), and the position is below the size.
-            unsafe { slots.magazines.write(entry.magazine, entry.position, frame) };
+            unsafe { slots.magazines.write(entry, frame) };
             state = after;
             put += 1;
         }
@@ -132,7 +132,7 @@ impl SlotOwnership for Claim {
         stocked: Loading,
     ) -> Result<Loading, Loading> {
         let Ok(claimed) = Claimed::new(slots.of(cpu())) else { return Err(stocked) };
-        let outcome = claimed.state.load_stocked(stocked.0);
+        let outcome = claimed.state.load_stocked(slots.magazines.shape(), stocked.0);
         claimed.finish(outcome).map(Loading).map_err(Loading)
     }
 
@@ -143,13 +143,13 @@ impl SlotOwnership for Claim {
         vacant: Loading,
     ) -> Result<Loading, Loading> {
         let Ok(claimed) = Claimed::new(slots.of(cpu())) else { return Err(vacant) };
-        let outcome = claimed.state.load_vacant(vacant.0, slots.magazines.size());
+        let outcome = claimed.state.load_vacant(slots.magazines.shape(), vacant.0);
         claimed.finish(outcome).map(Loading).map_err(Loading)
     }
 
     fn steal(&self, slots: &Slots, victim: usize, vacant: Loading) -> Result<Loading, Loading> {
         let Ok(claimed) = Claimed::new(slots.of(victim)) else { return Err(vacant) };
-        let outcome = claimed.state.give_up(vacant.0);
+        let outcome = claimed.state.give_up(slots.magazines.shape(), vacant.0);
         claimed.finish(outcome).map(Loading).map_err(Loading)
     }
 
@@ -157,7 +157,7 @@ impl SlotOwnership for Claim {
         let claimed = Claimed::new(slots.of(victim)).ok()?;
         // Ordering: Relaxed; only the context that shut the slot reads it back. The word stays TAKEN until `open`.
         claimed.slot.parked.store(claimed.state.word(), Ordering::Relaxed);
-        Some(claimed.state.frames())
+        Some(claimed.state.frames(slots.magazines.shape()))
     }
 
     fn unload(&self, slots: &Slots, victim: usize) -> Option<(Loading, Loading)> {
@@ -166,12 +166,12 @@ impl SlotOwnership for Claim {
         if parked == SlotState::TAKEN {
             return None;
         }
-        let (loaded, previous) = SlotState::from_word(parked).into_magazines();
+        let (loaded, previous) = SlotState::from_word(parked).into_magazines(slots.magazines.shape());
         Some((Loading(loaded), Loading(previous)))
     }
 
     fn open(&self, slots: &Slots, victim: usize, loaded: Loading, previous: Loading) {
-        let state = SlotState::holding(loaded.0, previous.0);
+        let state = SlotState::holding(slots.magazines.shape(), loaded.0, previous.0);
         if let Some(slot) = slots.of(victim) {
             Claimed { slot, state }.release_unchanged();
         }

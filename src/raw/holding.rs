@@ -149,7 +149,7 @@ impl Holding {
             Claimed::Entry { magazine, position } => {
                 // SAFETY: the exchange made this filled entry ours alone, and the magazine stays where it is until we have
                 // counted the entry as read.
-                let frame = unsafe { magazines.read(magazine, position) };
+                let frame = unsafe { magazines.read(magazines.shape().entry(magazine, position)) };
                 let is_last = magazines.count_read(magazine);
                 // SAFETY: when all its entries were claimed and are read, nobody else has the magazine any more (INV-2).
                 let empty = is_last.then(|| unsafe { Magazine::from_parts(magazine, 0) });

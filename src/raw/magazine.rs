@@ -42,13 +42,66 @@ impl Magazine {
     }
 }
 
+/// The most frames that a magazine may hold.
+pub(crate) const MAGAZINE_SIZE_LIMIT: u32 = (1 << 12) - 1;
+/// The most magazines that a pool may have. Index and length fit into 32 bits together, and never with every bit set.
+pub(crate) const MAGAZINE_LIMIT: u32 = (1 << 20) - 1;
+
+/// The number of an entry: where in which magazine a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry(pub(crate) u32);
+
+/// How the entries of a pool are numbered: those of a magazine start at a multiple of a power of two that is larger than its
+/// size, so that index and length of a magazine, written one behind the other, are the number of its first free entry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    size: u32,
+    length_bits: u32,
+}
+
+impl Shape {
+    /// For magazines of `size` frames; one less than a power of two leaves one entry in each unused, the least there is.
+    pub(crate) const fn new(size: u32) -> Self {
+        Self { size, length_bits: u32::BITS - size.leading_zeros() }
+    }
+
+    /// How many frames a magazine takes.
+    #[inline(always)]
+    pub(crate) const fn size(self) -> u32 {
+        self.size
+    }
+
+    /// How many entries lie between the first ones of two magazines.
+    pub(crate) const fn stride(self) -> usize {
+        1 << self.length_bits
+    }
+
+    /// The bits of an entry's number that say where in its magazine it is.
+    #[inline(always)]
+    pub(crate) const fn position_mask(self) -> u32 {
+        (1 << self.length_bits) - 1
+    }
+
+    /// The entry at `position` of the magazine `index`.
+    #[inline(always)]
+    pub(crate) const fn entry(self, index: u32, position: u32) -> Entry {
+        Entry(index << self.length_bits | position)
+    }
+
+    /// The magazine and the position of an entry.
+    #[inline(always)]
+    pub(crate) const fn place(self, entry: Entry) -> (u32, u32) {
+        (entry.0 >> self.length_bits, entry.0 & self.position_mask())
+    }
+}
+
 /// The entries of all magazines of a pool.
 #[derive(Debug)]
 pub(crate) struct Magazines {
     entries: Carved<UnsafeCell<FrameNumber>>,
     links: Carved<AtomicU32>,
     lengths: Carved<AtomicU32>,
-    size: u32,
+    shape: Shape,
 }
 
 // SAFETY: an entry is read and written only by the one holder of its magazine (INV-2), and magazines change hands
@@ -58,48 +111,47 @@ unsafe impl Sync for Magazines {}
 unsafe impl Send for Magazines {}
 
 impl Magazines {
-    /// Magazines of `size` entries each, and a link and a length for each; `entries` is a multiple of `size`.
+    /// Magazines of `size` frames each, and a link and a length for each; `entries` is a multiple of their stride.
     pub(crate) fn new(
         entries: Carved<UnsafeCell<FrameNumber>>,
         links: Carved<AtomicU32>,
         lengths: Carved<AtomicU32>,
         size: u32,
     ) -> Self {
-        Self { entries, links, lengths, size }
+        Self { entries, links, lengths, shape: Shape::new(size) }
     }
 
-    /// How many frames one magazine takes.
+    /// How many frames one magazine takes, and how the entries are numbered.
     #[inline(always)]
-    pub(crate) const fn size(&self) -> u32 {
-        self.size
+    pub(crate) const fn shape(&self) -> Shape {
+        self.shape
     }
 
     #[inline(always)]
-    unsafe fn entry(&self, index: u32, position: u32) -> &UnsafeCell<FrameNumber> {
-        let offset = index as usize * self.size as usize + position as usize;
-        debug_assert!(position < self.size && offset < self.entries.len());
-        // SAFETY: the caller says that the magazine exists and that the position is below its size.
-        unsafe { self.entries.get_unchecked(offset) }
+    unsafe fn cell(&self, entry: Entry) -> &UnsafeCell<FrameNumber> {
+        debug_assert!(self.shape.place(entry).1 < self.shape.size && (entry.0 as usize) < self.entries.len());
+        // SAFETY: the caller says that the entry exists.
+        unsafe { self.entries.get_unchecked(entry.0 as usize) }
     }
 
-    /// Reads the frame at `position` of the magazine `index`.
+    /// Reads the frame in `entry`.
     ///
     /// # Safety
-    /// The caller holds this magazine alone (INV-2), and `position` is filled.
+    /// The caller holds the entry's magazine alone (INV-2), and the entry is filled.
     #[inline(always)]
-    pub(crate) unsafe fn read(&self, index: u32, position: u32) -> FrameNumber {
-        // SAFETY: a filled position is below the size; alone with the magazine, nobody writes it meanwhile.
-        unsafe { self.entry(index, position).with(|entry| *entry) }
+    pub(crate) unsafe fn read(&self, entry: Entry) -> FrameNumber {
+        // SAFETY: a filled entry exists; alone with the magazine, nobody writes it meanwhile.
+        unsafe { self.cell(entry).with(|cell| *cell) }
     }
 
-    /// Writes `frame` at `position` of the magazine `index`.
+    /// Writes `frame` into `entry`.
     ///
     /// # Safety
-    /// The caller holds this magazine alone (INV-2), and `position` is below the size.
+    /// The caller holds the entry's magazine alone (INV-2), and the entry's position is below the size.
     #[inline(always)]
-    pub(crate) unsafe fn write(&self, index: u32, position: u32, frame: FrameNumber) {
+    pub(crate) unsafe fn write(&self, entry: Entry, frame: FrameNumber) {
         // SAFETY: alone with the magazine, nobody reads or writes the entry meanwhile.
-        unsafe { self.entry(index, position).with_mut(|entry| *entry = frame) }
+        unsafe { self.cell(entry).with_mut(|cell| *cell = frame) }
     }
 
     /// Takes the last frame out of `magazine`.
@@ -107,16 +159,16 @@ impl Magazines {
         let position = magazine.length.checked_sub(1)?;
         magazine.length = position;
         // SAFETY: the value proves that we hold the magazine alone (INV-2), and the position was filled.
-        Some(unsafe { self.read(magazine.index, position) })
+        Some(unsafe { self.read(self.shape.entry(magazine.index, position)) })
     }
 
     /// Puts `frame` into `magazine`, or gives it back when the magazine is full.
     pub(crate) fn push(&self, magazine: &mut Magazine, frame: FrameNumber) -> Result<(), FrameNumber> {
-        if magazine.length >= self.size {
+        if magazine.length >= self.shape.size {
             return Err(frame);
         }
         // SAFETY: the value proves that we hold the magazine alone (INV-2), and there is room.
-        unsafe { self.write(magazine.index, magazine.length, frame) };
+        unsafe { self.write(self.shape.entry(magazine.index, magazine.length), frame) };
         magazine.length += 1;
         Ok(())
     }

@@ -2,11 +2,12 @@
 //!
 //! # The word
 //! ```text
-//!  63 ........ 44 | 43 .... 32 | 31 ........ 12 | 11 ..... 0
-//!  previous index | its length | loaded index   | its length      TAKEN = all ones
+//!  63 ...................... 32 | 31 ....................... 0
+//!  previous: index,  its length | loaded: index,   its length      TAKEN = all ones
 //! ```
-//! Swapping loaded and previous is a rotation by 32 bits; pop and push change the low twelve bits by one. One word
-//! means one committing store, whichever way the slot is owned (claimed, pinned, or in a restartable sequence).
+//! How many bits of a half are the length is the pool's [`Shape`]; a half as a whole is the number of the magazine's first free
+//! entry. Swapping loaded and previous is a rotation by 32 bits; pop and push change the low half by one. One word means one
+//! committing store, whichever way the slot is owned (claimed, pinned, or in a restartable sequence).
 //!
 //! | state of the word | who may use the two magazines |
 //! |---|---|
@@ -14,26 +15,12 @@
 //! | any other | nobody; the next to take it |
 
 use super::arena::Carved;
-use super::magazine::{FrameNumber, Magazine, Magazines};
+use super::magazine::{Entry, FrameNumber, Magazine, Magazines, Shape};
 use crate::sync::{atomic::AtomicU64, counter};
 use crossbeam_utils::CachePadded;
 
-const LENGTH_BITS: u32 = 12;
 const HALF_BITS: u32 = 32;
-const LENGTH_MASK: u64 = (1 << LENGTH_BITS) - 1;
 const HALF_MASK: u64 = (1 << HALF_BITS) - 1;
-
-/// The most frames that a magazine may hold.
-pub(crate) const MAGAZINE_SIZE_LIMIT: u32 = (1 << LENGTH_BITS) - 1;
-/// The most magazines that a pool may have: the index of all ones is kept for `TAKEN`.
-pub(crate) const MAGAZINE_LIMIT: u32 = (1 << (HALF_BITS - LENGTH_BITS)) - 1;
-
-/// Where in which magazine an entry is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
-    pub(crate) magazine: u32,
-    pub(crate) position: u32,
-}
 
 /// The two magazines of a slot as a pure value with pure transitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,95 +38,102 @@ impl SlotState {
         self.0
     }
 
-    fn half(magazine: Magazine) -> u64 {
+    fn half(shape: Shape, magazine: Magazine) -> u64 {
         let (index, length) = magazine.into_parts();
-        u64::from(index) << LENGTH_BITS | u64::from(length)
+        u64::from(shape.entry(index, length).0)
     }
 
-    pub(crate) fn holding(loaded: Magazine, previous: Magazine) -> Self {
-        Self(Self::half(previous) << HALF_BITS | Self::half(loaded))
+    pub(crate) fn holding(shape: Shape, loaded: Magazine, previous: Magazine) -> Self {
+        Self(Self::half(shape, previous) << HALF_BITS | Self::half(shape, loaded))
     }
 
-    const fn loaded_length(self) -> u32 {
-        (self.0 & LENGTH_MASK) as u32
+    /// The first free entry of the loaded magazine.
+    #[inline(always)]
+    const fn free_entry(self) -> Entry {
+        Entry((self.0 & HALF_MASK) as u32)
     }
 
-    const fn loaded_index(self) -> u32 {
-        ((self.0 & HALF_MASK) >> LENGTH_BITS) as u32
+    #[inline(always)]
+    const fn loaded_length(self, shape: Shape) -> u32 {
+        shape.place(self.free_entry()).1
+    }
+
+    const fn loaded_index(self, shape: Shape) -> u32 {
+        shape.place(self.free_entry()).0
     }
 
     /// How many frames are in both magazines.
-    pub(crate) const fn frames(self) -> u32 {
-        self.loaded_length() + self.exchanged().loaded_length()
+    pub(crate) const fn frames(self, shape: Shape) -> u32 {
+        self.loaded_length(shape) + self.exchanged().loaded_length(shape)
     }
 
     /// Loaded and previous in each other's place.
-    const fn exchanged(self) -> Self {
+    pub(crate) const fn exchanged(self) -> Self {
         Self(self.0.rotate_left(HALF_BITS))
     }
 
-    /// The state with the loaded magazine first in the line of those for which `wanted` holds, if there is one.
+    /// The state with the loaded magazine first in the line of those for whose length `wanted` holds, if there is one.
     #[inline(always)]
-    fn with_loaded(self, wanted: impl Fn(u32) -> bool) -> Option<Self> {
-        if wanted(self.loaded_length()) {
+    fn with_loaded(self, shape: Shape, wanted: impl Fn(u32) -> bool) -> Option<Self> {
+        if wanted(self.loaded_length(shape)) {
             return Some(self);
         }
         let exchanged = self.exchanged();
-        wanted(exchanged.loaded_length()).then_some(exchanged)
+        wanted(exchanged.loaded_length(shape)).then_some(exchanged)
     }
 
     /// Takes one frame: the state after it and the entry that held it.
     #[inline(always)]
-    pub(crate) fn pop(self) -> Option<(Self, Entry)> {
-        let state = self.with_loaded(|length| length > 0)?;
+    pub(crate) fn pop(self, shape: Shape) -> Option<(Self, Entry)> {
+        let state = self.with_loaded(shape, |length| length > 0)?;
         let after = Self(state.0 - 1);
-        Some((after, Entry { magazine: state.loaded_index(), position: after.loaded_length() }))
+        Some((after, after.free_entry()))
     }
 
     /// Adds one frame: the state after it and the entry to write it to.
     #[inline(always)]
-    pub(crate) fn push(self, size: u32) -> Option<(Self, Entry)> {
-        let state = self.with_loaded(|length| length < size)?;
-        let entry = Entry { magazine: state.loaded_index(), position: state.loaded_length() };
-        Some((Self(state.0 + 1), entry))
+    pub(crate) fn push(self, shape: Shape) -> Option<(Self, Entry)> {
+        let state = self.with_loaded(shape, |length| length < shape.size())?;
+        Some((Self(state.0 + 1), state.free_entry()))
     }
 
     /// Puts `arriving` in the place of the first magazine whose length is `wanted`; that one comes out.
     fn exchange(
         self,
+        shape: Shape,
         arriving: Magazine,
         wanted: impl Fn(u32) -> bool,
     ) -> Result<(Self, Magazine), Magazine> {
-        let Some(state) = self.with_loaded(wanted) else { return Err(arriving) };
+        let Some(state) = self.with_loaded(shape, wanted) else { return Err(arriving) };
         // SAFETY: the magazine leaves this state, which is replaced by one without it (INV-2); its length is its own.
-        let leaving = unsafe { Magazine::from_parts(state.loaded_index(), state.loaded_length()) };
-        Ok((Self(state.0 & !HALF_MASK | Self::half(arriving)), leaving))
+        let leaving = unsafe { Magazine::from_parts(state.loaded_index(shape), state.loaded_length(shape)) };
+        Ok((Self(state.0 & !HALF_MASK | Self::half(shape, arriving)), leaving))
     }
 
     /// Loads a magazine with frames in the place of an empty one.
-    pub(crate) fn load_stocked(self, stocked: Magazine) -> Result<(Self, Magazine), Magazine> {
-        self.exchange(stocked, |length| length == 0)
+    pub(crate) fn load_stocked(self, shape: Shape, stocked: Magazine) -> Result<(Self, Magazine), Magazine> {
+        self.exchange(shape, stocked, |length| length == 0)
     }
 
     /// Loads a magazine with room in the place of a full one.
-    pub(crate) fn load_vacant(self, vacant: Magazine, size: u32) -> Result<(Self, Magazine), Magazine> {
-        self.exchange(vacant, |length| length >= size)
+    pub(crate) fn load_vacant(self, shape: Shape, vacant: Magazine) -> Result<(Self, Magazine), Magazine> {
+        self.exchange(shape, vacant, |length| length >= shape.size())
     }
 
     /// Takes the fuller magazine for an empty one. Nothing changes when both are empty.
-    pub(crate) fn give_up(self, vacant: Magazine) -> Result<(Self, Magazine), Magazine> {
-        let fuller = self.loaded_length().max(self.exchanged().loaded_length());
-        self.exchange(vacant, |length| length == fuller && length > 0)
+    pub(crate) fn give_up(self, shape: Shape, vacant: Magazine) -> Result<(Self, Magazine), Magazine> {
+        let fuller = self.loaded_length(shape).max(self.exchanged().loaded_length(shape));
+        self.exchange(shape, vacant, |length| length == fuller && length > 0)
     }
 
     /// Both magazines, when the slot is closed for good.
-    pub(crate) fn into_magazines(self) -> (Magazine, Magazine) {
+    pub(crate) fn into_magazines(self, shape: Shape) -> (Magazine, Magazine) {
         let other = self.exchanged();
         // SAFETY: the state is used up; its two magazines are now in the caller's hands alone (INV-2).
         unsafe {
             (
-                Magazine::from_parts(self.loaded_index(), self.loaded_length()),
-                Magazine::from_parts(other.loaded_index(), other.loaded_length()),
+                Magazine::from_parts(self.loaded_index(shape), self.loaded_length(shape)),
+                Magazine::from_parts(other.loaded_index(shape), other.loaded_length(shape)),
             )
         }
     }
@@ -268,6 +262,7 @@ pub(crate) mod sealed {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::raw::magazine::{MAGAZINE_LIMIT, MAGAZINE_SIZE_LIMIT};
 
     fn magazine(index: u32, length: u32) -> Magazine {
         // SAFETY: the tests look at states only; no magazine exists.
@@ -276,42 +271,48 @@ mod tests {
 
     #[test]
     fn pops_and_pushes_walk_through_both_magazines() {
-        let mut state = SlotState::holding(magazine(5, 1), magazine(9, 2));
+        let shape = Shape::new(2);
+        let mut state = SlotState::holding(shape, magazine(5, 1), magazine(9, 2));
         let mut seen = std::vec::Vec::new();
-        while let Some((after, entry)) = state.pop() {
-            seen.push((entry.magazine, entry.position));
+        while let Some((after, entry)) = state.pop(shape) {
+            seen.push(shape.place(entry));
             state = after;
         }
         assert_eq!(seen, [(5, 0), (9, 1), (9, 0)]);
-        assert_eq!(state.frames(), 0);
+        assert_eq!(state.frames(shape), 0);
         let mut entries = std::vec::Vec::new();
-        while let Some((after, entry)) = state.push(2) {
-            entries.push((entry.magazine, entry.position));
+        while let Some((after, entry)) = state.push(shape) {
+            entries.push(shape.place(entry));
             state = after;
         }
         assert_eq!(entries, [(9, 0), (9, 1), (5, 0), (5, 1)]);
-        assert_eq!(state.frames(), 4);
+        assert_eq!(state.frames(shape), 4);
     }
 
     #[test]
     fn an_exchange_replaces_only_a_magazine_of_the_wanted_kind() {
-        let state = SlotState::holding(magazine(1, 0), magazine(2, 2));
-        let (stocked, out) = state.load_stocked(magazine(3, 2)).unwrap();
-        assert_eq!((out, stocked.frames()), (magazine(1, 0), 4));
-        assert_eq!(stocked.load_stocked(magazine(4, 1)), Err(magazine(4, 1)));
-        let (vacant, out) = stocked.load_vacant(magazine(5, 1), 2).unwrap();
-        assert_eq!((out, vacant.frames()), (magazine(3, 2), 3));
-        let (robbed, out) = vacant.give_up(magazine(6, 0)).unwrap();
-        assert_eq!((out, robbed.frames()), (magazine(2, 2), 1));
-        assert_eq!(robbed.into_magazines(), (magazine(6, 0), magazine(5, 1)));
+        let shape = Shape::new(2);
+        let state = SlotState::holding(shape, magazine(1, 0), magazine(2, 2));
+        let (stocked, out) = state.load_stocked(shape, magazine(3, 2)).unwrap();
+        assert_eq!((out, stocked.frames(shape)), (magazine(1, 0), 4));
+        assert_eq!(stocked.load_stocked(shape, magazine(4, 1)), Err(magazine(4, 1)));
+        let (vacant, out) = stocked.load_vacant(shape, magazine(5, 1)).unwrap();
+        assert_eq!((out, vacant.frames(shape)), (magazine(3, 2), 3));
+        let (robbed, out) = vacant.give_up(shape, magazine(6, 0)).unwrap();
+        assert_eq!((out, robbed.frames(shape)), (magazine(2, 2), 1));
+        assert_eq!(robbed.into_magazines(shape), (magazine(6, 0), magazine(5, 1)));
     }
 
     #[test]
     fn no_state_of_a_valid_pool_is_taken() {
         let last = MAGAZINE_LIMIT - 1;
-        let state =
-            SlotState::holding(magazine(last, MAGAZINE_SIZE_LIMIT), magazine(last, MAGAZINE_SIZE_LIMIT));
-        assert_ne!(state.word(), SlotState::TAKEN);
-        assert_eq!(state.frames(), 2 * MAGAZINE_SIZE_LIMIT);
+        for size in (1..200).chain([255, 256, 2048, MAGAZINE_SIZE_LIMIT]) {
+            let shape = Shape::new(size);
+            let state = SlotState::holding(shape, magazine(last, size), magazine(last, size));
+            assert_ne!(state.word(), SlotState::TAKEN);
+            assert_eq!(state.frames(shape), 2 * size);
+            assert_eq!(state.push(shape), None, "full");
+            assert_eq!(state.into_magazines(shape), (magazine(last, size), magazine(last, size)));
+        }
     }
 }
