@@ -1,0 +1,219 @@
+//! Owns the descriptor tables and the way of an interrupt into a Rust function.
+//!
+//! Every gate switches to a stack of its own kind (interrupt, NMI, debug, fault): precompiled `core` keeps data below the stack
+//! pointer, so nothing may be pushed onto the stack of the code that is interrupted. Interrupts stay off inside a handler; an NMI
+//! may interrupt one.
+
+use super::boot::CPUS;
+use core::{
+    arch::global_asm,
+    mem::transmute,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+use x86_64::{
+    VirtAddr,
+    instructions::{
+        segmentation::{CS, DS, ES, SS, Segment},
+        tables::{lidt, load_tss},
+    },
+    structures::{
+        DescriptorTablePointer,
+        gdt::{Descriptor, GlobalDescriptorTable},
+        tss::TaskStateSegment,
+    },
+};
+
+pub const DEBUG: u8 = 1;
+pub const NMI: u8 = 2;
+/// The first vector that devices may use.
+pub const TIMER: u8 = 0x40;
+pub const CROSS_CALL: u8 = 0x41;
+pub const DEVICE: u8 = 0x42;
+pub const IOMMU_FAULT: u8 = 0x43;
+const SPURIOUS: u8 = 0xFF;
+const VECTORS: usize = 256;
+
+/// What the processor and the stub saved of the code that was interrupted.
+#[repr(C)]
+pub struct Interrupted {
+    registers: [u64; 15],
+    pub vector: u64,
+    pub error_code: u64,
+    /// The instruction that would have been next.
+    pub instruction: u64,
+    code_segment: u64,
+    pub flags: u64,
+    pub stack: u64,
+    stack_segment: u64,
+}
+
+/// What runs when an interrupt comes.
+pub type Handler = fn(&mut Interrupted);
+
+static HANDLERS: [AtomicUsize; VECTORS] = [const { AtomicUsize::new(0) }; VECTORS];
+
+/// Makes `handler` the handler of `vector`, on every CPU.
+pub fn handle(vector: u8, handler: Handler) {
+    // Ordering: Release, to the Acquire of `dispatch`, although an interrupt is raised only after this anyway.
+    HANDLERS[usize::from(vector)].store(handler as usize, Ordering::Release);
+}
+
+extern "C" fn dispatch(interrupted: &mut Interrupted) {
+    let Some(handler) = HANDLERS.get(interrupted.vector as usize) else { return };
+    // Ordering: Acquire pairs with the Release in `handle`.
+    match handler.load(Ordering::Acquire) {
+        0 if interrupted.vector == u64::from(SPURIOUS) => {}
+        0 => {
+            crate::say!(
+                "FAIL vector {:#x} error {:#x} at {:#x}, stack {:#x}, address {:#x}",
+                interrupted.vector,
+                interrupted.error_code,
+                interrupted.instruction,
+                interrupted.stack,
+                x86_64::registers::control::Cr2::read_raw()
+            );
+            super::serial::exit(false);
+        }
+        handler => {
+            // SAFETY: `handle` stored a function of this type.
+            let handler = unsafe { transmute::<usize, Handler>(handler) };
+            handler(interrupted);
+        }
+    }
+}
+
+#[repr(C, align(16))]
+#[derive(Clone, Copy)]
+struct HandlerStack([u8; 16 << 10]);
+
+/// The kinds of handler stacks, in the order of the task state segment.
+const KINDS: usize = 4;
+const ON_INTERRUPT_STACK: u8 = 0;
+const ON_NMI_STACK: u8 = 1;
+const ON_DEBUG_STACK: u8 = 2;
+const ON_FAULT_STACK: u8 = 3;
+
+static mut HANDLER_STACKS: [[HandlerStack; KINDS]; CPUS] = [[HandlerStack([0; 16 << 10]); KINDS]; CPUS];
+static mut TASK_STATES: [TaskStateSegment; CPUS] = [const { TaskStateSegment::new() }; CPUS];
+static mut SEGMENTS: [GlobalDescriptorTable; CPUS] = [const { GlobalDescriptorTable::new() }; CPUS];
+static mut GATES: [u128; VECTORS] = [0; VECTORS];
+
+/// An interrupt gate of 64 bits: interrupts are off in the handler.
+fn gate(vector: usize, code: CS64) -> u128 {
+    let address = (&raw const interrupt_stubs).addr() + vector * STUB_SIZE;
+    let kind = match vector as u8 {
+        NMI => ON_NMI_STACK,
+        DEBUG => ON_DEBUG_STACK,
+        0..32 => ON_FAULT_STACK,
+        _ => ON_INTERRUPT_STACK,
+    };
+    let address = address as u128;
+    address & 0xFFFF
+        | u128::from(code.0) << 16
+        | u128::from(kind + 1) << 32
+        | 0x8E << 40
+        | (address >> 16 & 0xFFFF) << 48
+        | address >> 32 << 64
+}
+
+/// The selector of the code segment.
+#[derive(Clone, Copy)]
+struct CS64(u16);
+
+/// Loads the descriptor tables of the CPU `cpu`, which is this one. The first CPU comes first and alone.
+pub fn load(cpu: usize) {
+    // SAFETY: each CPU touches its own entries, once, and they are never moved; the gates are the same for all and written
+    // before a second CPU runs.
+    unsafe {
+        let state = &mut *(&raw mut TASK_STATES[cpu]);
+        for kind in 0..KINDS {
+            let top = (&raw const HANDLER_STACKS[cpu][kind]).add(1);
+            state.interrupt_stack_table[kind] = VirtAddr::from_ptr(top);
+        }
+        let segments = &mut *(&raw mut SEGMENTS[cpu]);
+        let code = segments.append(Descriptor::kernel_code_segment());
+        let data = segments.append(Descriptor::kernel_data_segment());
+        let task = segments.append(Descriptor::tss_segment(&*(&raw const TASK_STATES[cpu])));
+        (*(&raw const SEGMENTS[cpu])).load();
+        CS::set_reg(code);
+        SS::set_reg(data);
+        DS::set_reg(data);
+        ES::set_reg(data);
+        load_tss(task);
+        if cpu == 0 {
+            for vector in 0..VECTORS {
+                GATES[vector] = gate(vector, CS64(code.0));
+            }
+        }
+        let limit = (size_of::<u128>() * VECTORS - 1) as u16;
+        lidt(&DescriptorTablePointer { limit, base: VirtAddr::from_ptr(&raw const GATES) });
+    }
+}
+
+const STUB_SIZE: usize = 16;
+
+unsafe extern "C" {
+    static interrupt_stubs: u8;
+}
+
+global_asm!(
+    r#"
+.balign 16
+.globl interrupt_stubs
+interrupt_stubs:
+.set vector, 0
+.rept 256
+    .balign 16
+    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+    push 0                      // where the processor pushes no error code
+    .endif
+    push vector
+    jmp interrupt_common
+    .set vector, vector + 1
+.endr
+.balign 16
+interrupt_common:
+    push rax
+    push rbx
+    push rcx
+    push rdx
+    push rsi
+    push rdi
+    push rbp
+    push r8
+    push r9
+    push r10
+    push r11
+    push r12
+    push r13
+    push r14
+    push r15
+    cld
+    mov rdi, rsp
+    mov rbx, rsp
+    sub rsp, 512
+    and rsp, -16
+    fxsave64 [rsp]
+    call {dispatch}
+    fxrstor64 [rsp]
+    mov rsp, rbx
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rbp
+    pop rdi
+    pop rsi
+    pop rdx
+    pop rcx
+    pop rbx
+    pop rax
+    add rsp, 16
+    iretq
+"#,
+    dispatch = sym dispatch,
+);
