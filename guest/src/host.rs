@@ -1,9 +1,9 @@
 //! The host layer: all that framepool asks of a kernel, in one file to copy. A source over physical memory, this CPU's number, a
 //! doorbell.
 //!
-//! The source stands for a kernel's page allocator: a bitmap behind a lock. A thread that refills the pool waits for the lock; the
-//! pool's non-sleeping request takes it only if it is free, because the code that was interrupted may hold it. The pool itself
-//! never waits for anybody.
+//! The source stands for a kernel's page allocator: a bitmap behind a lock. A thread that refills the pool waits for the lock, and is
+//! not preempted while it holds it; the pool's non-sleeping request takes it only if it is free, because the code that was
+//! interrupted may hold it. The pool itself never waits for anybody.
 
 use core::{
     arch::asm,
@@ -24,12 +24,15 @@ const FRAMES: usize = 32 << 10;
 #[repr(C)]
 pub struct CpuLocal {
     number: UnsafeCell<usize>,
+    /// How many locks the thread of this CPU holds. Another thread may take its place only when it is 0.
+    locks_held: UnsafeCell<usize>,
 }
 
 // SAFETY: each CPU reaches only its own.
 unsafe impl Sync for CpuLocal {}
 
-static LOCALS: [CpuLocal; CPUS] = [const { CpuLocal { number: UnsafeCell::new(0) } }; CPUS];
+static LOCALS: [CpuLocal; CPUS] =
+    [const { CpuLocal { number: UnsafeCell::new(0), locks_held: UnsafeCell::new(0) } }; CPUS];
 
 impl CpuLocal {
     /// Gives the CPU that runs this code, whose APIC has the number `cpu`, its own data.
@@ -52,6 +55,25 @@ impl CpuLocal {
         // SAFETY: as in `set_number`.
         unsafe { asm!("mov {}, gs:[0]", out(reg) cpu, options(nostack, preserves_flags, readonly)) };
         cpu
+    }
+
+    /// Whether the thread that runs on this CPU, or was interrupted on it, may be preempted: it holds no lock.
+    pub fn may_preempt() -> bool {
+        let held: usize;
+        // SAFETY: GS points to this CPU's data, whose second word counts locks.
+        unsafe { asm!("mov {}, gs:[8]", out(reg) held, options(nostack, preserves_flags, readonly)) };
+        held == 0
+    }
+
+    /// Counts a lock that is about to be tried. One instruction, so a handler on this CPU never finds it half done.
+    fn count_lock() {
+        // SAFETY: as in `may_preempt`.
+        unsafe { asm!("inc qword ptr gs:[8]", options(nostack)) }
+    }
+
+    fn discount_lock() {
+        // SAFETY: as in `may_preempt`.
+        unsafe { asm!("dec qword ptr gs:[8]", options(nostack)) }
     }
 }
 
@@ -106,11 +128,17 @@ pub struct PhysicalMemory {
     base: u64,
     frames: usize,
     locked: AtomicBool,
-    used: UnsafeCell<[u64; FRAMES / 64]>,
+    used: UnsafeCell<Bitmap>,
     /// How many frames are out.
     out: AtomicU32,
     /// Frames that came back without having been out.
     strays: AtomicU32,
+}
+
+/// Which frames are out: one bit each. No word before `first` has a frame that is not.
+struct Bitmap {
+    words: [u64; FRAMES / 64],
+    first: usize,
 }
 
 // SAFETY: the bitmap is touched only under the lock.
@@ -123,20 +151,25 @@ impl Drop for Held<'_> {
     fn drop(&mut self) {
         // Ordering: Release publishes the bitmap to the Acquire of the next holder.
         self.0.locked.store(false, Ordering::Release);
+        CpuLocal::discount_lock();
     }
 }
 
 impl Held<'_> {
-    fn bitmap(&mut self) -> &mut [u64] {
+    fn bitmap(&mut self) -> &mut Bitmap {
         // SAFETY: the lock is held as long as this borrow lives.
-        unsafe { &mut (&mut *self.0.used.get())[..self.0.frames.div_ceil(64)] }
+        unsafe { &mut *self.0.used.get() }
     }
 
     fn take(&mut self) -> Option<PhysAddr> {
         let frames = self.0.frames;
-        let (index, word) = self.bitmap().iter_mut().enumerate().find(|(_, word)| **word != u64::MAX)?;
+        let bitmap = self.bitmap();
+        while bitmap.words.get(bitmap.first) == Some(&u64::MAX) {
+            bitmap.first += 1;
+        }
+        let word = bitmap.words.get_mut(bitmap.first)?;
         let bit = word.trailing_ones() as usize;
-        let frame = index * 64 + bit;
+        let frame = bitmap.first * 64 + bit;
         if frame >= frames {
             return None;
         }
@@ -149,9 +182,11 @@ impl Held<'_> {
     fn give(&mut self, frame: PhysAddr) {
         let number = (frame.as_u64().wrapping_sub(self.0.base) / FRAME_SIZE) as usize;
         let mask = 1 << (number % 64);
-        match self.bitmap().get_mut(number / 64) {
+        let bitmap = self.bitmap();
+        match bitmap.words.get_mut(number / 64) {
             Some(word) if *word & mask != 0 => {
                 *word &= !mask;
+                bitmap.first = bitmap.first.min(number / 64);
                 // Ordering: Relaxed; a figure for tests.
                 self.0.out.fetch_sub(1, Ordering::Relaxed);
             }
@@ -175,7 +210,7 @@ impl PhysicalMemory {
             base,
             frames: if frames < FRAMES { frames } else { FRAMES },
             locked: AtomicBool::new(false),
-            used: UnsafeCell::new([0; FRAMES / 64]),
+            used: UnsafeCell::new(Bitmap { words: [0; FRAMES / 64], first: 0 }),
             out: AtomicU32::new(0),
             strays: AtomicU32::new(0),
         }
@@ -188,8 +223,12 @@ impl PhysicalMemory {
     }
 
     fn try_lock(&self) -> Option<Held<'_>> {
+        CpuLocal::count_lock();
         // Ordering: Acquire pairs with the Release of the last holder. Relaxed on failure: nothing is read.
-        self.locked.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        if self.locked.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            CpuLocal::discount_lock();
+            return None;
+        }
         Some(Held(self))
     }
 

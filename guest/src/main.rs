@@ -3,23 +3,40 @@
 #![no_std]
 #![no_main]
 
+mod hand;
 mod host;
+mod ledger;
 mod machine;
+mod sweep;
 
-use core::panic::PanicInfo;
-use machine::{cpus, serial, start::StartInformation};
+use core::{mem::MaybeUninit, panic::PanicInfo};
+use framepool::FrameSource;
+use host::PhysicalMemory;
+use machine::{cpus, interrupts, serial, start::StartInformation};
+
+static mut MEMORY: MaybeUninit<PhysicalMemory> = MaybeUninit::uninit();
 
 /// Where the first CPU enters Rust, with the address of what the loader left.
 extern "C" fn first_cpu(_cpu: usize, start_information: u32) -> ! {
     cpus::enter(0);
+    interrupts::mask_legacy();
     let start = StartInformation::at(start_information).expect("started by PVH");
+    let range = start.free_memory().expect("memory behind the image");
+    // SAFETY: the firmware says that this is memory, and that nobody uses it; this is the first and only use of the static.
+    let memory: &'static PhysicalMemory = unsafe {
+        (*(&raw mut MEMORY)).write(PhysicalMemory::new(range.start, range.length));
+        (*(&raw const MEMORY)).assume_init_ref()
+    };
+    ledger::begin(FrameSource::base(&memory));
     let mut words = start.words();
-    say!("hello {:?}", words.next());
-    let memory = start.free_memory().unwrap();
-    say!("{:#x} {:#x} dmar {:?}", memory.start, memory.length, machine::acpi::table(start, b"DMAR").map(|t| t.len()));
-    cpus::start(2);
-    say!("cpus started");
-    serial::exit(true)
+    let good = match words.next() {
+        Some("sweep") => sweep::run(memory, words.next()),
+        scenario => {
+            say!("FAIL no scenario {scenario:?}");
+            false
+        }
+    };
+    serial::exit(good)
 }
 
 #[panic_handler]

@@ -13,6 +13,7 @@ use core::{
 use x86_64::{
     VirtAddr,
     instructions::{
+        port::Port,
         segmentation::{CS, DS, ES, SS, Segment},
         tables::{lidt, load_tss},
     },
@@ -147,6 +148,17 @@ pub fn load(cpu: usize) {
         }
         let limit = (size_of::<u128>() * VECTORS - 1) as u16;
         lidt(&DescriptorTablePointer { limit, base: VirtAddr::from_ptr(&raw const GATES) });
+    }
+}
+
+/// The two interrupt controllers of the first PCs, which the firmware has left switched on.
+const LEGACY_MASKS: [u16; 2] = [0x21, 0xA1];
+
+/// Silences the interrupts that nobody here asked for.
+pub fn mask_legacy() {
+    for port in LEGACY_MASKS {
+        // SAFETY: the port masks interrupts and touches no memory.
+        unsafe { Port::<u8>::new(port).write(0xFF) }
     }
 }
 

@@ -1,0 +1,126 @@
+//! What a handler does in the middle of an operation: with the same pool, the same domain, on the same CPU.
+
+use super::{
+    bounds::{Operation, measured},
+    rig::{HANDLER, Domain, UNMASKABLE, domain, maintain, pool},
+};
+use crate::{hand::Hand, host::CpuLocal, ledger};
+use framepool::{
+    PhysAddr, Request,
+    vtd::{Iova, Permissions},
+};
+
+/// An action and its name.
+pub struct Named {
+    pub name: &'static str,
+    pub action: fn(),
+}
+
+/// What an interrupt does to a pool and a domain, and what a thread does that preempts the one that was interrupted.
+pub const ON_INTERRUPT: [Named; 6] = [
+    Named { name: "take", action: take },
+    Named { name: "give", action: give },
+    Named { name: "turn over", action: turn_over },
+    Named { name: "remap", action: remap },
+    Named { name: "replace a table", action: replace_table },
+    Named { name: "refill if rung", action: refill_if_rung },
+];
+
+/// What an NMI does: no builder.
+pub const ON_NMI: [Named; 3] = [
+    Named { name: "take", action: nmi_take },
+    Named { name: "give", action: nmi_give },
+    Named { name: "turn over", action: nmi_turn_over },
+];
+
+fn alloc(hand: &Hand, request: Request) {
+    if let Ok(frame) = measured(Operation::Alloc, || pool().alloc_with(request)) {
+        hand.keep(frame);
+    }
+}
+
+fn free(hand: &Hand) {
+    if let Some(frame) = hand.release(pool()) {
+        measured(Operation::Free, || drop(frame));
+    }
+}
+
+/// More comes out than goes in: whoever was interrupted finds less than it saw.
+fn take() {
+    for _ in 0..3 {
+        alloc(&HANDLER, Request::ORDINARY);
+    }
+}
+
+/// More goes in than comes out.
+fn give() {
+    for _ in 0..3 {
+        free(&HANDLER);
+    }
+}
+
+/// As much in as out, singly and in bulk: the same frames and magazines come back to the same places, in another order.
+fn turn_over() {
+    alloc(&HANDLER, Request::ORDINARY);
+    alloc(&HANDLER, Request::ORDINARY);
+    free(&HANDLER);
+    free(&HANDLER);
+    let mut frames = [const { None }; 3];
+    let _ = measured(Operation::AllocBulk, || pool().alloc_bulk(Request::ORDINARY, &mut frames));
+    measured(Operation::FreeBulk, || pool().free_bulk(&mut frames));
+    measured(Operation::Stats, || pool().stats());
+}
+
+/// Where the handler maps: beside the ranges of the cases, under the same tables.
+pub const REMAPPED: u64 = (1 << 30) + 0x20_0000;
+
+/// Maps a page and unmaps it.
+fn remap() {
+    map_and_unmap(PhysAddr::new(0), 4096);
+}
+
+/// Maps a whole table of pages and unmaps it, so that the table is detached and its frame comes back at once.
+fn replace_table() {
+    map_and_unmap(PhysAddr::new(4096), 2 << 20);
+}
+
+fn map_and_unmap(target: PhysAddr, length: u64) {
+    // SAFETY: no device walks this domain, and nobody else uses this range.
+    let mapped = measured(Operation::Map, || unsafe {
+        domain().map(Iova::new(REMAPPED), target, length, Permissions::all())
+    });
+    if mapped.is_ok() {
+        unmap(domain(), REMAPPED, length);
+    }
+}
+
+/// Unmaps what is mapped, and gives the tables back at once.
+pub fn unmap(domain: &'static Domain, iova: u64, length: u64) {
+    match measured(Operation::Unmap, || domain.unmap(Iova::new(iova), length)) {
+        // SAFETY: no hardware walks these tables.
+        Ok(invalidation) => measured(Operation::Complete, || unsafe { invalidation.complete() }),
+        Err(_) => ledger::violation(&"what was mapped could not be unmapped"),
+    }
+}
+
+/// The scheduler switches to the refill thread, if the doorbell has made it runnable and the other thread may be preempted.
+fn refill_if_rung() {
+    if CpuLocal::may_preempt() && pool().platform().take_refill_wanted() {
+        maintain();
+    }
+}
+
+fn nmi_take() {
+    alloc(&UNMASKABLE, Request::CRITICAL);
+    alloc(&UNMASKABLE, Request::ORDINARY);
+}
+
+fn nmi_give() {
+    free(&UNMASKABLE);
+    free(&UNMASKABLE);
+}
+
+fn nmi_turn_over() {
+    alloc(&UNMASKABLE, Request::ORDINARY);
+    free(&UNMASKABLE);
+}

@@ -1,0 +1,580 @@
+//! The operations under observation, each brought to the tier that it is to take.
+
+use super::{
+    actions::{REMAPPED, unmap},
+    bounds::Operation,
+    observation::observed,
+    rig::{MAGAZINE, MARKS, ORDINARY, Setup, THREAD, domain, maintain, pool},
+};
+use crate::{hand::PoolFrame, host::CpuLocal, ledger};
+use core::cell::Cell;
+use framepool::{
+    AllocError, FallbackPolicy, PhysAddr, Request, Stats,
+    vtd::{Iova, Permissions},
+};
+
+/// One operation on one way through the pool or the builder.
+pub struct Case {
+    pub name: &'static str,
+    pub operation: Operation,
+    pub setup: Setup,
+    /// Brings pool and domain to where the operation takes the way that the name says.
+    pub prepare: fn(),
+    /// Observes the operation.
+    pub run: fn(),
+    /// Demands what must hold after it, whatever came in between.
+    pub check: fn(),
+    /// Whether an undisturbed run took the way that the name says, by the statistics before and after it.
+    pub reached: fn(&Stats, &Stats) -> bool,
+    /// Whether the operation may take from the reserve.
+    pub critical: bool,
+    /// Whether the operation runs in the handler of an interrupt that landed inside an `alloc` of the same CPU.
+    pub in_handler: bool,
+}
+
+const BASE: Case = Case {
+    name: "",
+    operation: Operation::Alloc,
+    setup: ORDINARY,
+    prepare: || {},
+    run: || {},
+    check: || {},
+    reached: |_, _| true,
+    critical: false,
+    in_handler: false,
+};
+
+/// Frames of the depot when a case begins.
+const DEPOT: usize = (ORDINARY.initial - MARKS.min) as usize;
+
+fn take(count: usize) {
+    if THREAD.take(pool(), Request::ORDINARY, count) != Ok(count) {
+        ledger::violation(&"a case could not be prepared: too few frames");
+    }
+}
+
+fn give(count: usize) {
+    THREAD.give(pool(), count);
+}
+
+/// As if on the other CPU.
+fn on_other_cpu(work: impl FnOnce()) {
+    CpuLocal::set_number(1);
+    work();
+    CpuLocal::set_number(0);
+}
+
+fn alloc_as(request: Request) {
+    match observed(|| pool().alloc_with(request)) {
+        Ok(frame) => THREAD.keep(frame),
+        Err(AllocError::Closed) => ledger::violation(&"nobody closes the pool"),
+        Err(_) => {}
+    }
+}
+
+fn alloc() {
+    alloc_as(Request::ORDINARY);
+}
+
+fn free() {
+    let Some(frame) = THREAD.release(pool()) else { return ledger::violation(&"nothing to free") };
+    observed(|| drop(frame));
+}
+
+/// Leaves the depot empty, and the slot of the CPU.
+fn drain() {
+    take(DEPOT);
+}
+
+/// One frame in the depot, in a partial magazine.
+const PARTIAL: Setup = Setup { initial: MARKS.min + 1, ..ORDINARY };
+/// One magazine of the depot is partial.
+const ODD: Setup = Setup { initial: ORDINARY.initial + 1, ..ORDINARY };
+const NO_FALLBACK: Setup = Setup { fallback: FallbackPolicy::Never, ..ORDINARY };
+
+const BULK: usize = 5;
+
+fn alloc_bulk_of(exact: bool) {
+    let mut frames: [Option<PoolFrame>; BULK] = [const { None }; BULK];
+    let _ = observed(|| {
+        if exact {
+            pool().alloc_bulk_exact(Request::ORDINARY, &mut frames)
+        } else {
+            pool().alloc_bulk(Request::ORDINARY, &mut frames).map(drop)
+        }
+    });
+    let count = frames.iter().flatten().count();
+    ledger::demand(!exact || count == 0 || count == BULK, &"all or nothing, said the caller");
+    frames.into_iter().flatten().for_each(|frame| THREAD.keep(frame));
+}
+
+fn free_bulk() {
+    let mut frames = [const { None }; BULK];
+    frames.fill_with(|| THREAD.release(pool()));
+    observed(|| pool().free_bulk(&mut frames));
+    ledger::demand(frames.iter().all(Option::is_none), &"a bulk free left something");
+}
+
+/// Where the cases map: page 0 of a table that exists when they begin, next to the handler's range.
+const MAPPED: u64 = 1 << 30;
+/// A range without tables, under the same table as the handler's.
+const FRESH: u64 = 2 << 30;
+const PAGE: u64 = 4096;
+const LARGE: u64 = 2 << 20;
+const TARGET: PhysAddr = PhysAddr::new(0x4000_0000);
+const SHIFTED: PhysAddr = PhysAddr::new(0x4000_1000);
+
+fn map_at(iova: u64, target: PhysAddr, length: u64) -> bool {
+    // SAFETY: no device walks this domain; the handler uses another range.
+    unsafe { domain().map(Iova::new(iova), target, length, Permissions::all()).is_ok() }
+}
+
+fn prepare_map(iova: u64, length: u64) {
+    ledger::demand(map_at(iova, TARGET, length), &"a case could not be prepared: no mapping");
+}
+
+/// Maps 2 MiB as 512 pages, since the target is not aligned for one.
+fn prepare_table() {
+    ledger::demand(map_at(FRESH, SHIFTED, LARGE), &"a case could not be prepared: no mapping");
+}
+
+/// Whether the observed call of the builder said that it succeeded.
+struct Flag(Cell<bool>);
+// SAFETY: only the one CPU touches it, and never a handler that interrupts who does.
+unsafe impl Sync for Flag {}
+static DONE: Flag = Flag(Cell::new(false));
+
+fn observe_map(iova: u64, length: u64) {
+    DONE.0.set(observed(|| map_at(iova, TARGET, length)));
+}
+
+fn observe_unmap(iova: u64, length: u64) {
+    let outcome = observed(|| domain().unmap(Iova::new(iova), length));
+    DONE.0.set(outcome.is_ok());
+    if let Ok(invalidation) = outcome {
+        // SAFETY: no hardware walks these tables.
+        unsafe { invalidation.complete() };
+    }
+}
+
+/// Demands that all of the range is mapped to `target`, or none of it.
+fn check_range(iova: u64, target: PhysAddr, length: u64, mapped: bool) {
+    for at in [0, length / 2, length - 1] {
+        let found = domain().translate(Iova::new(iova + at)).map(|at| at.target);
+        let expected = mapped.then_some(PhysAddr::new(target.as_u64() + at));
+        ledger::demand(found == expected, &"INV-11: a call to the builder was done in part");
+    }
+}
+
+/// Demands that the observed map did all or nothing, and cleans up.
+fn check_map(iova: u64, length: u64) {
+    check_range(iova, TARGET, length, DONE.0.get());
+    if DONE.0.get() {
+        unmap(domain(), iova, length);
+    }
+    check_empty();
+}
+
+/// Demands that nothing is mapped any more.
+fn check_empty() {
+    ledger::demand(domain().mappings().count() == 0, &"something is mapped that nobody mapped");
+}
+
+pub const CASES: &[Case] = &[
+    Case {
+        name: "alloc: hit in the loaded magazine",
+        prepare: || take(1),
+        run: alloc,
+        reached: |before, after| after.cache_hits == before.cache_hits + 1,
+        ..BASE
+    },
+    Case {
+        name: "alloc: hit after the magazines change places",
+        prepare: || {
+            take(4);
+            give(3);
+            take(1);
+        },
+        run: alloc,
+        reached: |before, after| after.cache_hits == before.cache_hits + 1,
+        ..BASE
+    },
+    Case {
+        name: "alloc: full magazine from the depot",
+        run: alloc,
+        reached: |before, after| after.depot_hits == before.depot_hits + 1 && after.rings == before.rings,
+        ..BASE
+    },
+    Case {
+        name: "alloc: full magazine from the depot, ringing",
+        prepare: || take(DEPOT - (MARKS.low - MARKS.min) as usize),
+        run: alloc,
+        reached: |before, after| after.depot_hits == before.depot_hits + 1 && after.rings == before.rings + 1,
+        ..BASE
+    },
+    Case {
+        name: "alloc: partial magazine from the depot",
+        setup: PARTIAL,
+        run: alloc,
+        reached: |before, after| after.depot_hits == before.depot_hits + 1 && after.stock == before.stock - 1,
+        ..BASE
+    },
+    Case {
+        name: "alloc: stolen from another CPU",
+        prepare: || {
+            on_other_cpu(|| {
+                take(2 * MAGAZINE);
+                give(2 * MAGAZINE);
+            });
+            take(DEPOT - 2 * MAGAZINE);
+        },
+        run: alloc,
+        reached: |before, after| after.steals == before.steals + 1,
+        ..BASE
+    },
+    Case {
+        name: "alloc: from the reserve",
+        prepare: drain,
+        run: || alloc_as(Request::CRITICAL),
+        critical: true,
+        reached: |before, after| after.reserve_hits == before.reserve_hits + 1,
+        ..BASE
+    },
+    Case {
+        name: "alloc: from the host at once",
+        prepare: drain,
+        run: alloc,
+        reached: |before, after| after.fallback_taken == before.fallback_taken + 1,
+        ..BASE
+    },
+    Case {
+        name: "alloc: nothing left but the reserve",
+        setup: NO_FALLBACK,
+        prepare: drain,
+        run: alloc,
+        reached: |before, after| after.exhausted == before.exhausted + 1,
+        ..BASE
+    },
+    Case {
+        name: "free: room in the loaded magazine",
+        operation: Operation::Free,
+        prepare: || take(1),
+        run: free,
+        reached: |before, after| after.cached == before.cached + 1,
+        ..BASE
+    },
+    Case {
+        name: "free: room after the magazines change places",
+        operation: Operation::Free,
+        prepare: || {
+            take(4);
+            give(2);
+        },
+        run: free,
+        reached: |before, after| after.cached == before.cached + 1,
+        ..BASE
+    },
+    Case {
+        name: "free: full magazine to the depot",
+        operation: Operation::Free,
+        prepare: || {
+            take(4 * MAGAZINE);
+            give(2 * MAGAZINE);
+        },
+        run: free,
+        reached: |before, after| after.stock == before.stock + MAGAZINE as u64,
+        ..BASE
+    },
+    Case {
+        name: "free: full magazine to the depot, ringing above max",
+        operation: Operation::Free,
+        prepare: || {
+            // Frames from the host come on top, so that the stock can grow above `max`; the refill thread answers in between.
+            take(DEPOT + 13);
+            give(DEPOT);
+            maintain();
+            pool().platform().take_refill_wanted();
+            let most = u64::from(MARKS.max);
+            while THREAD.count() > 1
+                && (pool().stats().stock < most || pool().stats().cached < 2 * MAGAZINE as u64)
+            {
+                give(1);
+            }
+        },
+        run: free,
+        reached: |before, after| after.rings == before.rings + 1,
+        ..BASE
+    },
+    Case {
+        name: "free: into the reserve",
+        operation: Operation::Free,
+        critical: true,
+        prepare: || {
+            drain();
+            let _ = THREAD.take(pool(), Request::CRITICAL, 1);
+        },
+        run: free,
+        reached: |before, after| after.reserve == before.reserve + 1,
+        ..BASE
+    },
+    Case {
+        name: "alloc_bulk: from slot and depot",
+        operation: Operation::AllocBulk,
+        prepare: || take(1),
+        run: || alloc_bulk_of(false),
+        reached: |before, after| after.in_use == before.in_use + BULK as u64,
+        ..BASE
+    },
+    Case {
+        name: "alloc_bulk_exact: too few, nothing stays out",
+        operation: Operation::AllocBulk,
+        setup: NO_FALLBACK,
+        prepare: || take(DEPOT - 3),
+        run: || alloc_bulk_of(true),
+        reached: |before, after| after.in_use == before.in_use && after.exhausted > before.exhausted,
+        ..BASE
+    },
+    Case {
+        name: "free_bulk: to slot and depot",
+        operation: Operation::FreeBulk,
+        prepare: || take(BULK),
+        run: free_bulk,
+        reached: |before, after| after.in_use == before.in_use - BULK as u64,
+        ..BASE
+    },
+    Case { name: "stats", operation: Operation::Stats, prepare: || take(1), run: || drop(observed(|| pool().stats())), ..BASE },
+    Case {
+        name: "maintain: refill",
+        operation: Operation::Maintain,
+        prepare: drain,
+        run: || observed(maintain),
+        reached: |before, after| after.refilled > before.refilled,
+        ..BASE
+    },
+    Case {
+        name: "maintain: trim",
+        operation: Operation::Maintain,
+        setup: Setup { initial: MARKS.max + 4, ..ORDINARY },
+        run: || observed(maintain),
+        reached: |before, after| after.trimmed > before.trimmed,
+        ..BASE
+    },
+    Case {
+        name: "vacate: refused while frames are out",
+        operation: Operation::Vacate,
+        prepare: || take(1),
+        run: || ledger::demand(observed(|| pool().vacate()).is_err(), &"a pool was emptied while frames were out"),
+        reached: |before, after| after.owned == before.owned,
+        ..BASE
+    },
+    Case {
+        name: "alloc in a handler: one frame of a full magazine",
+        prepare: || take(1),
+        run: alloc,
+        in_handler: true,
+        reached: |before, after| after.collisions > before.collisions && after.depot_hits == before.depot_hits + 1,
+        ..BASE
+    },
+    Case {
+        name: "alloc in a handler: the last frame of a magazine",
+        setup: ODD,
+        prepare: || take(1),
+        run: alloc,
+        in_handler: true,
+        reached: |before, after| after.collisions > before.collisions && after.depot_hits == before.depot_hits + 1,
+        ..BASE
+    },
+    Case {
+        name: "alloc in a handler: stolen from another CPU",
+        prepare: || {
+            on_other_cpu(|| {
+                take(2 * MAGAZINE);
+                give(2 * MAGAZINE);
+            });
+            take(DEPOT - 2 * MAGAZINE - 1);
+        },
+        run: alloc,
+        in_handler: true,
+        reached: |before, after| after.collisions > before.collisions && after.steals == before.steals + 1,
+        ..BASE
+    },
+    Case {
+        name: "alloc in a handler: from the host at once",
+        prepare: || take(DEPOT - 1),
+        run: alloc,
+        in_handler: true,
+        reached: |before, after| {
+            after.collisions > before.collisions && after.fallback_taken == before.fallback_taken + 1
+        },
+        ..BASE
+    },
+    Case {
+        name: "free in a handler: into an empty magazine",
+        operation: Operation::Free,
+        prepare: || take(1),
+        run: free,
+        in_handler: true,
+        reached: |before, after| after.collisions > before.collisions && after.stock == before.stock + 1,
+        ..BASE
+    },
+    Case {
+        name: "free in a handler: into a partial magazine",
+        operation: Operation::Free,
+        setup: ODD,
+        prepare: || take(1),
+        run: free,
+        in_handler: true,
+        reached: |before, after| after.collisions > before.collisions && after.stock == before.stock + 1,
+        ..BASE
+    },
+    Case {
+        name: "alloc_bulk in a handler",
+        operation: Operation::AllocBulk,
+        prepare: || take(1),
+        run: || alloc_bulk_of(false),
+        in_handler: true,
+        reached: |before, after| after.collisions >= before.collisions + 2,
+        ..BASE
+    },
+    Case {
+        name: "free_bulk in a handler",
+        operation: Operation::FreeBulk,
+        prepare: || take(BULK),
+        run: free_bulk,
+        in_handler: true,
+        reached: |before, after| after.collisions >= before.collisions + 2,
+        ..BASE
+    },
+    Case {
+        name: "map: one page in a table that is there",
+        operation: Operation::Map,
+        prepare: || prepare_map(MAPPED + PAGE, PAGE),
+        run: || observe_map(MAPPED, PAGE),
+        check: || {
+            unmap(domain(), MAPPED + PAGE, PAGE);
+            check_map(MAPPED, PAGE);
+        },
+        ..BASE
+    },
+    Case {
+        name: "map: a row of pages, three tables missing",
+        operation: Operation::Map,
+        run: || observe_map(FRESH + LARGE - 2 * PAGE, 4 * PAGE),
+        check: || check_map(FRESH + LARGE - 2 * PAGE, 4 * PAGE),
+        reached: |before, after| after.in_use == before.in_use + 3,
+        ..BASE
+    },
+    Case {
+        name: "map: one page, beside a table that the handler links too",
+        operation: Operation::Map,
+        run: || observe_map(REMAPPED + PAGE, PAGE),
+        check: || check_map(REMAPPED + PAGE, PAGE),
+        reached: |before, after| after.in_use == before.in_use + 2,
+        ..BASE
+    },
+    Case {
+        name: "map: a page of 2 MiB",
+        operation: Operation::Map,
+        run: || observe_map(FRESH, LARGE),
+        check: || check_map(FRESH, LARGE),
+        reached: |before, after| after.in_use == before.in_use + 1,
+        ..BASE
+    },
+    Case {
+        name: "map: refused, too few frames",
+        operation: Operation::Map,
+        setup: NO_FALLBACK,
+        prepare: || take(DEPOT - 1),
+        run: || observe_map(MAPPED, PAGE),
+        check: || check_map(MAPPED, PAGE),
+        reached: |before, after| after.in_use == before.in_use,
+        ..BASE
+    },
+    Case {
+        name: "map: refused, already mapped",
+        operation: Operation::Map,
+        prepare: || prepare_map(MAPPED + PAGE, PAGE),
+        run: || observe_map(MAPPED, 2 * PAGE),
+        check: || {
+            ledger::demand(!DONE.0.get(), &"what is mapped was mapped again");
+            check_range(MAPPED, TARGET, PAGE, false);
+            unmap(domain(), MAPPED + PAGE, PAGE);
+            check_empty();
+        },
+        reached: |before, after| after.in_use == before.in_use,
+        ..BASE
+    },
+    Case {
+        name: "unmap: one page",
+        operation: Operation::Unmap,
+        prepare: || prepare_map(MAPPED, 2 * PAGE),
+        run: || observe_unmap(MAPPED, PAGE),
+        check: || {
+            check_range(MAPPED, TARGET, PAGE, false);
+            unmap(domain(), MAPPED + PAGE, PAGE);
+            check_empty();
+        },
+        ..BASE
+    },
+    Case {
+        name: "unmap: a table and all in it",
+        operation: Operation::Unmap,
+        prepare: prepare_table,
+        run: || observe_unmap(FRESH, LARGE),
+        check: || {
+            ledger::demand(DONE.0.get(), &"what was mapped could not be unmapped");
+            check_empty();
+        },
+        reached: |before, after| after.in_use == before.in_use - 1,
+        ..BASE
+    },
+    Case {
+        name: "unmap: part of a page of 2 MiB",
+        operation: Operation::Unmap,
+        prepare: || prepare_map(FRESH, LARGE),
+        run: || observe_unmap(FRESH + 3 * PAGE, PAGE),
+        check: || {
+            if DONE.0.get() {
+                check_range(FRESH, TARGET, 3 * PAGE, true);
+                check_range(FRESH + 3 * PAGE, TARGET, PAGE, false);
+                unmap(domain(), FRESH, 3 * PAGE);
+                unmap(domain(), FRESH + 4 * PAGE, LARGE - 4 * PAGE);
+            } else {
+                check_range(FRESH, TARGET, LARGE, true);
+                unmap(domain(), FRESH, LARGE);
+            }
+            check_empty();
+        },
+        reached: |before, after| after.in_use == before.in_use + 1,
+        ..BASE
+    },
+    Case {
+        name: "complete: a table frame comes back",
+        operation: Operation::Complete,
+        prepare: prepare_table,
+        run: || {
+            let Ok(invalidation) = domain().unmap(Iova::new(FRESH), LARGE) else {
+                return ledger::violation(&"what was mapped could not be unmapped");
+            };
+            // SAFETY: no hardware walks these tables.
+            observed(|| unsafe { invalidation.complete() });
+        },
+        check: check_empty,
+        reached: |before, after| after.in_use == before.in_use - 1,
+        ..BASE
+    },
+    Case {
+        name: "translate",
+        operation: Operation::Translate,
+        prepare: || prepare_map(MAPPED, PAGE),
+        run: || {
+            let at = observed(|| domain().translate(Iova::new(MAPPED)));
+            ledger::demand(at.is_some_and(|at| at.target == TARGET), &"a translation changed");
+        },
+        check: || {
+            unmap(domain(), MAPPED, PAGE);
+            check_empty();
+        },
+        ..BASE
+    },
+];
