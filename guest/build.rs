@@ -4,6 +4,8 @@ fn main() {
     for argument in ["-nostartfiles", "-nostdlib", "-static", "-no-pie"] {
         println!("cargo::rustc-link-arg-bins={argument}");
     }
-    println!("cargo::rustc-link-arg-bins=-Wl,-T,{directory}/link.ld,--build-id=none,-z,max-page-size=4096,-z,noexecstack");
+    println!(
+        "cargo::rustc-link-arg-bins=-Wl,-T,{directory}/link.ld,--build-id=none,-z,max-page-size=4096,-z,noexecstack"
+    );
     println!("cargo::rerun-if-changed=link.ld");
 }

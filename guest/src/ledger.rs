@@ -28,7 +28,8 @@ pub fn begin(base: PhysAddr) {
 /// Notes that something must not have happened.
 pub fn violation(what: &'static &'static str) {
     VIOLATIONS.fetch_add(1, Relaxed);
-    let _ = FIRST.compare_exchange(core::ptr::null_mut(), core::ptr::from_ref(what).cast_mut(), Relaxed, Relaxed);
+    let _ =
+        FIRST.compare_exchange(core::ptr::null_mut(), core::ptr::from_ref(what).cast_mut(), Relaxed, Relaxed);
 }
 
 /// Notes a violation unless `holds`.

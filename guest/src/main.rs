@@ -13,6 +13,7 @@ use core::{mem::MaybeUninit, panic::PanicInfo};
 use framepool::FrameSource;
 use host::PhysicalMemory;
 use machine::{cpus, interrupts, serial, start::StartInformation};
+use sweep::Part;
 
 static mut MEMORY: MaybeUninit<PhysicalMemory> = MaybeUninit::uninit();
 
@@ -30,7 +31,10 @@ extern "C" fn first_cpu(_cpu: usize, start_information: u32) -> ! {
     ledger::begin(FrameSource::base(&memory));
     let mut words = start.words();
     let good = match words.next() {
-        Some("sweep") => sweep::run(memory, words.next()),
+        Some("sweep") => {
+            let part = if words.next() == Some("builder") { Part::Builder } else { Part::Pool };
+            sweep::run(memory, part, words.next())
+        }
         scenario => {
             say!("FAIL no scenario {scenario:?}");
             false

@@ -11,7 +11,7 @@ mod rig;
 
 use crate::{host::PhysicalMemory, ledger, say};
 use actions::{Named, ON_INTERRUPT, ON_NMI};
-use bounds::{Context, OPERATIONS};
+use bounds::Context;
 use cases::{CASES, Case};
 use observation::{EXECUTED, INTERRUPTED, Run, counted, interrupted, traced, within};
 use rig::{THREAD, pool};
@@ -31,19 +31,35 @@ struct Tally {
     covered: u32,
 }
 
-/// Sweeps all cases, or those whose name contains `word`, and prints what came of it; whether all of it was as it must be.
-pub fn run(memory: &'static PhysicalMemory, word: Option<&str>) -> bool {
+/// Which operations are swept.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Part {
+    Pool,
+    Builder,
+}
+
+/// Sweeps the cases of `part`, or those of them whose name contains `word`, and prints what came of it; whether all of it was as it
+/// must be.
+pub fn run(memory: &'static PhysicalMemory, part: Part, word: Option<&str>) -> bool {
     observation::begin();
     bounds::calibrate();
     let (mut executed, mut covered, mut runs, mut good) = (0, 0, 0, true);
     say!("{:<62} {:>6} {:>6} {:>6} {:>6} {:>6}", "case", "steps", "of", "hit", "runs", "nested");
-    for case in CASES.iter().filter(|case| word.is_none_or(|word| case.name.contains(word))) {
+    for case in CASES
+        .iter()
+        .filter(|case| case.operation.part() == part && word.is_none_or(|word| case.name.contains(word)))
+    {
         observation::forget();
         let (alone, reached, landing) = alone(memory, case);
         let tally = sweep(memory, case, alone, landing);
         say!(
             "{:<62} {:>6} {:>6} {:>6} {:>6} {:>6}",
-            case.name, alone, tally.executed, tally.covered, tally.hits, tally.inner_hits
+            case.name,
+            alone,
+            tally.executed,
+            tally.covered,
+            tally.hits,
+            tally.inner_hits
         );
         if !reached {
             say!("FAIL {}: an undisturbed run did not take this way", case.name);
@@ -61,12 +77,11 @@ pub fn run(memory: &'static PhysicalMemory, word: Option<&str>) -> bool {
         covered += tally.covered;
         runs += tally.runs;
     }
-    say!("bounds, in instructions: operation alone interrupted interrupt nmi");
-    for (operation, name) in OPERATIONS {
-        let most = [Context::Alone, Context::Interrupted, Context::Interrupt, Context::Nmi].map(|context| bounds::most(operation, context));
-        say!("bound {name:<12} {:>6} {:>6} {:>6} {:>6}", most[0], most[1], most[2], most[3]);
-    }
-    say!("{runs} runs, {covered} of {executed} instruction addresses interrupted, {} violations", ledger::violations().0);
+    good &= bounds::report();
+    say!(
+        "{runs} runs, {covered} of {executed} instruction addresses interrupted, {} violations",
+        ledger::violations().0
+    );
     good && runs > 0
 }
 
@@ -107,7 +122,11 @@ fn alone(memory: &'static PhysicalMemory, case: &Case) -> (u64, bool, u32) {
     for landing in 1..64 {
         let (run, reached) = once_placed(memory, case, landing, || counted(case.run));
         if reached || !case.in_handler {
-            bounds::note(case.operation, if case.in_handler { Context::Interrupt } else { Context::Alone }, run.instructions);
+            bounds::note(
+                case.operation,
+                if case.in_handler { Context::Interrupt } else { Context::Alone },
+                run.instructions,
+            );
             once_placed(memory, case, landing, || {
                 traced(case.run);
                 run

@@ -29,7 +29,11 @@ fn table_at(address: u64) -> Option<&'static [u8]> {
 pub fn table(start: &StartInformation, signature: &[u8; 4]) -> Option<&'static [u8]> {
     let pointer = memory(start.root_pointer(), HEADER);
     let wide = pointer[REVISION] >= 2;
-    let root = table_at(number::<8>(pointer, ROOT_TABLE_64).filter(|_| wide).or_else(|| number::<4>(pointer, ROOT_TABLE_32))?)?;
+    let root = table_at(
+        number::<8>(pointer, ROOT_TABLE_64)
+            .filter(|_| wide)
+            .or_else(|| number::<4>(pointer, ROOT_TABLE_32))?,
+    )?;
     let entries = root.get(HEADER..)?;
     entries
         .chunks_exact(if wide { 8 } else { 4 })

@@ -46,7 +46,9 @@ pub extern "C" fn other_cpu(cpu: usize) -> ! {
 /// Starts the CPUs from 1 up to `count`, one after the other.
 pub fn start(count: usize) {
     // SAFETY: the page of the trampoline is below 1 MiB, where the image is not and which the firmware has left.
-    unsafe { core::ptr::copy_nonoverlapping(trampoline().as_ptr(), TRAMPOLINE as *mut u8, trampoline().len()) };
+    unsafe {
+        core::ptr::copy_nonoverlapping(trampoline().as_ptr(), TRAMPOLINE as *mut u8, trampoline().len())
+    };
     for cpu in 1..count {
         LocalApic::this().start_cpu(cpu, (TRAMPOLINE >> 12) as u8);
         // Ordering: Acquire pairs with the Release in `other_cpu`.

@@ -60,7 +60,8 @@ impl StartInformation {
     /// The largest range of memory that is free: behind the image, as far as the firmware says.
     pub fn free_memory(&self) -> Option<Range> {
         // SAFETY: the loader left that many entries there.
-        let map = unsafe { slice::from_raw_parts(self.memory_map as *const Range, self.memory_ranges as usize) };
+        let map =
+            unsafe { slice::from_raw_parts(self.memory_map as *const Range, self.memory_ranges as usize) };
         let image = (&raw const image_end).addr() as u64;
         map.iter()
             .filter(|range| range.kind == RAM)

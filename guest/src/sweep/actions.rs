@@ -2,7 +2,7 @@
 
 use super::{
     bounds::{Operation, measured},
-    rig::{HANDLER, Domain, UNMASKABLE, domain, maintain, pool},
+    rig::{Domain, HANDLER, UNMASKABLE, domain, maintain, pool},
 };
 use crate::{hand::Hand, host::CpuLocal, ledger};
 use framepool::{
@@ -71,26 +71,28 @@ fn turn_over() {
     measured(Operation::Stats, || pool().stats());
 }
 
-/// Where the handler maps: beside the ranges of the cases, under the same tables.
-pub const REMAPPED: u64 = (1 << 30) + 0x20_0000;
+/// Where the handler maps a page: beside the ranges of the cases, under the same tables.
+pub const REMAPPED: u64 = (1 << 30) + (2 << 20);
+/// Where it maps a whole table of pages.
+const REPLACED: u64 = REMAPPED + (2 << 20);
 
 /// Maps a page and unmaps it.
 fn remap() {
-    map_and_unmap(PhysAddr::new(0), 4096);
+    map_and_unmap(REMAPPED, PhysAddr::new(0), 4096);
 }
 
 /// Maps a whole table of pages and unmaps it, so that the table is detached and its frame comes back at once.
 fn replace_table() {
-    map_and_unmap(PhysAddr::new(4096), 2 << 20);
+    map_and_unmap(REPLACED, PhysAddr::new(4096), 2 << 20);
 }
 
-fn map_and_unmap(target: PhysAddr, length: u64) {
+fn map_and_unmap(iova: u64, target: PhysAddr, length: u64) {
     // SAFETY: no device walks this domain, and nobody else uses this range.
     let mapped = measured(Operation::Map, || unsafe {
-        domain().map(Iova::new(REMAPPED), target, length, Permissions::all())
+        domain().map(Iova::new(iova), target, length, Permissions::all())
     });
     if mapped.is_ok() {
-        unmap(domain(), REMAPPED, length);
+        unmap(domain(), iova, length);
     }
 }
 

@@ -342,7 +342,13 @@ pub const CASES: &[Case] = &[
         reached: |before, after| after.in_use == before.in_use - BULK as u64,
         ..BASE
     },
-    Case { name: "stats", operation: Operation::Stats, prepare: || take(1), run: || drop(observed(|| pool().stats())), ..BASE },
+    Case {
+        name: "stats",
+        operation: Operation::Stats,
+        prepare: || take(1),
+        run: || drop(observed(|| pool().stats())),
+        ..BASE
+    },
     Case {
         name: "maintain: refill",
         operation: Operation::Maintain,
@@ -363,7 +369,9 @@ pub const CASES: &[Case] = &[
         name: "vacate: refused while frames are out",
         operation: Operation::Vacate,
         prepare: || take(1),
-        run: || ledger::demand(observed(|| pool().vacate()).is_err(), &"a pool was emptied while frames were out"),
+        run: || {
+            ledger::demand(observed(|| pool().vacate()).is_err(), &"a pool was emptied while frames were out")
+        },
         reached: |before, after| after.owned == before.owned,
         ..BASE
     },
@@ -372,7 +380,9 @@ pub const CASES: &[Case] = &[
         prepare: || take(1),
         run: alloc,
         in_handler: true,
-        reached: |before, after| after.collisions > before.collisions && after.depot_hits == before.depot_hits + 1,
+        reached: |before, after| {
+            after.collisions > before.collisions && after.depot_hits == before.depot_hits + 1
+        },
         ..BASE
     },
     Case {
@@ -381,7 +391,9 @@ pub const CASES: &[Case] = &[
         prepare: || take(1),
         run: alloc,
         in_handler: true,
-        reached: |before, after| after.collisions > before.collisions && after.depot_hits == before.depot_hits + 1,
+        reached: |before, after| {
+            after.collisions > before.collisions && after.depot_hits == before.depot_hits + 1
+        },
         ..BASE
     },
     Case {

@@ -163,7 +163,12 @@ pub fn begin() {
     let nothing = || observed(|| {});
     EMPTY.store(counted(nothing).instructions, Relaxed);
     // The one instruction outside the harness is the call of its end.
-    let way = || (1..16).map(|ticks| interrupted(nothing, ticks, || {}, None)).find(|run| run.hit).map(|run| run.instructions);
+    let way = || {
+        (1..16)
+            .map(|ticks| interrupted(nothing, ticks, || {}, None))
+            .find(|run| run.hit)
+            .map(|run| run.instructions)
+    };
     TIMER_WAY.store(way().expect("an interrupt"), Relaxed);
     within(|| {}, 4, || NMI_WAY.store(way().expect("an NMI"), Relaxed));
 }

@@ -97,8 +97,14 @@ pub fn audit(memory: &PhysicalMemory, critical: bool, rings: u32) {
     let stats = pool().stats();
     let held = THREAD.count() + HANDLER.count() + UNMASKABLE.count();
     let tables = domain().table_frames();
-    ledger::demand(stats.in_use == held as u64 + tables, &"INV-4: the frames in use are not those that are held");
-    ledger::demand(stats.owned == u64::from(memory.audit().0), &"INV-1: the pool and its source count different frames");
+    ledger::demand(
+        stats.in_use == held as u64 + tables,
+        &"INV-4: the frames in use are not those that are held",
+    );
+    ledger::demand(
+        stats.owned == u64::from(memory.audit().0),
+        &"INV-1: the pool and its source count different frames",
+    );
     ledger::demand(stats.refused == 0 && stats.table_frames_leaked == 0, &"frames were refused or leaked");
     ledger::demand(stats.overflow == 0, &"a free found no magazine");
     let missing = u64::from(MARKS.min) - stats.reserve;

@@ -1,0 +1,178 @@
+//! Builds the guest, runs its scenarios in QEMU, two at a time, and prints what came of each.
+//!
+//! A scenario has passed if the guest ended the machine with its word for success, no line of its output says FAIL, it kept its
+//! time limit, and the host's own check of it holds.
+
+mod scenario;
+
+use clap::Parser;
+use scenario::{Scenario, all};
+use std::{
+    env,
+    error::Error,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+const QEMU: &str = "qemu-system-x86_64";
+/// What QEMU returns when the guest writes 0x10 to the debug exit.
+const SUCCESS: i32 = 0x10 << 1 | 1;
+/// Machines that run at the same time.
+const MACHINES: usize = 2;
+
+/// Runs the scenarios whose names contain one of the given words, or all.
+#[derive(Parser)]
+struct Arguments {
+    /// Words to look for in the names.
+    words: Vec<String>,
+    /// Only say what there is.
+    #[arg(long)]
+    list: bool,
+}
+
+/// What came of a scenario.
+struct Report {
+    output: Vec<String>,
+    /// Why it failed.
+    failure: Option<String>,
+    time: Duration,
+}
+
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let arguments = Arguments::parse();
+    let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+    let chosen = |scenario: &Scenario| {
+        arguments.words.is_empty() || arguments.words.iter().any(|word| scenario.name.contains(word))
+    };
+    let scenarios: Vec<Scenario> = all().into_iter().filter(chosen).collect();
+    if scenarios.is_empty() {
+        return Err("no scenario has such a name; --list shows them all".into());
+    }
+    if arguments.list {
+        for scenario in &scenarios {
+            println!("{:<16} {}", scenario.name, scenario.what);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let kernel = build(&guest)?;
+    let directory = kernel.with_file_name("guest-files");
+    std::fs::create_dir_all(&directory)?;
+    let reports = run_all(&scenarios, &kernel, &directory);
+    println!("\n{:<16} {:>7}  result", "scenario", "seconds");
+    for (scenario, report) in scenarios.iter().zip(&reports) {
+        let last = report.output.last().map_or("", String::as_str);
+        let result = report.failure.as_deref().unwrap_or(last);
+        let word = if report.failure.is_some() { "FAILED" } else { "passed" };
+        println!("{:<16} {:>7.1}  {word}: {result}", scenario.name, report.time.as_secs_f32());
+    }
+    let failed = reports.iter().filter(|report| report.failure.is_some()).count();
+    println!("{} passed, {failed} failed", reports.len() - failed);
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Builds the guest; where it is.
+fn build(guest: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    let target = env::var_os("GUEST_TARGET_DIR").map_or_else(|| guest.join("target"), PathBuf::from);
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // The flags of the guest stand in its own configuration, which the variables of another build would override.
+    let status = Command::new(cargo)
+        .current_dir(guest)
+        .args(["build", "--quiet", "--release", "--locked", "--target-dir"])
+        .arg(&target)
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_TARGET_DIR")
+        .status()?;
+    if !status.success() {
+        return Err("the guest does not build".into());
+    }
+    Ok(target.join("x86_64-unknown-linux-gnu/release/guest"))
+}
+
+/// Runs all scenarios and prints the output of each as a whole, in their order.
+fn run_all(scenarios: &[Scenario], kernel: &Path, directory: &Path) -> Vec<Report> {
+    let next = AtomicUsize::new(0);
+    let reports = Mutex::new(scenarios.iter().map(|_| None).collect::<Vec<Option<Report>>>());
+    thread::scope(|scope| {
+        for _ in 0..MACHINES {
+            scope.spawn(|| {
+                loop {
+                    // Ordering: Relaxed; each number is given out once, and publishes nothing.
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(scenario) = scenarios.get(index) else { return };
+                    let start = Instant::now();
+                    let report = run(scenario, kernel, directory).unwrap_or_else(|error| Report {
+                        output: Vec::new(),
+                        failure: Some(error.to_string()),
+                        time: start.elapsed(),
+                    });
+                    println!("\n== {}: {}", scenario.name, scenario.what);
+                    report.output.iter().for_each(|line| println!("{line}"));
+                    if let Some(failure) = &report.failure {
+                        println!("FAILED: {failure}");
+                    }
+                    reports.lock().expect("no thread panics with it")[index] = Some(report);
+                }
+            });
+        }
+    });
+    reports.into_inner().expect("no thread panics with it").into_iter().flatten().collect()
+}
+
+fn run(scenario: &Scenario, kernel: &Path, directory: &Path) -> Result<Report, Box<dyn Error>> {
+    let start = Instant::now();
+    let files = scenario.prepare(directory)?;
+    let mut command = Command::new(QEMU);
+    command
+        .args(["-cpu", "max", "-m", "256M", "-display", "none", "-nodefaults", "-no-reboot"])
+        .args(["-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
+        .args(&scenario.machine)
+        .args(files.arguments())
+        .arg("-kernel")
+        .arg(kernel)
+        .args(["-append", &scenario.command_line])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut machine = command.spawn().map_err(|error| format!("{QEMU} does not start: {error}"))?;
+    let output = machine.stdout.take().ok_or("no output")?;
+    let over = AtomicBool::new(false);
+    let (lines, status, in_time) = thread::scope(|scope| {
+        let lines = scope.spawn(|| {
+            let lines: Vec<String> = BufReader::new(output).lines().map_while(Result::ok).collect();
+            // Ordering: Relaxed; the lines themselves come with the end of the thread.
+            over.store(true, Ordering::Relaxed);
+            lines
+        });
+        let mut in_time = true;
+        // Ordering: Relaxed; as above.
+        while !over.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(20));
+            if start.elapsed() > scenario.limit && in_time {
+                in_time = false;
+                // It may just have ended by itself.
+                let _ = machine.kill();
+            }
+        }
+        (lines.join().unwrap_or_default(), machine.wait(), in_time)
+    });
+    let code = status?.code();
+    // What the firmware prints before the guest starts is not ours.
+    let output: Vec<String> = lines.into_iter().map(|line| line.trim_end().to_owned()).collect();
+    let complaint = output.iter().find(|line| line.contains("FAIL")).cloned();
+    let failure = if !in_time {
+        Some(format!("not over within {} s", scenario.limit.as_secs()))
+    } else if let Some(complaint) = complaint {
+        Some(complaint)
+    } else if code != Some(SUCCESS) {
+        Some(format!("the machine ended with {code:?}"))
+    } else {
+        files.check(&output).err()
+    };
+    Ok(Report { output, failure, time: start.elapsed() })
+}

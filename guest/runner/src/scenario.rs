@@ -1,0 +1,72 @@
+//! What there is to run: for each scenario the machine, the command line of the guest, and what the host prepares and checks.
+
+use std::{io, path::Path, time::Duration};
+
+/// One machine that the guest runs on, once.
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) what: &'static str,
+    /// The guest's command line.
+    pub(crate) command_line: String,
+    /// QEMU's arguments.
+    pub(crate) machine: Vec<String>,
+    pub(crate) limit: Duration,
+}
+
+/// What the host prepared for a scenario.
+pub(crate) struct Files {
+    arguments: Vec<String>,
+}
+
+impl Files {
+    /// QEMU's arguments that name the files.
+    pub(crate) fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+
+    /// Looks at what the guest left in the files, or said; what is wrong with it.
+    pub(crate) fn check(&self, _output: &[String]) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+impl Scenario {
+    fn new(name: &'static str, what: &'static str, command_line: &str, machine: &str, seconds: u64) -> Self {
+        let machine = machine.split_ascii_whitespace().map(str::to_owned).collect();
+        Self {
+            name,
+            what,
+            command_line: command_line.to_owned(),
+            machine,
+            limit: Duration::from_secs(seconds),
+        }
+    }
+
+    /// Makes the files that the scenario needs in `directory`.
+    pub(crate) fn prepare(&self, _directory: &Path) -> io::Result<Files> {
+        Ok(Files { arguments: Vec::new() })
+    }
+}
+
+/// One CPU whose clocks advance by one nanosecond an instruction.
+const COUNTED: &str = "-machine q35,accel=tcg -smp 1 -icount shift=0";
+
+/// All scenarios, the longest first.
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        Scenario::new(
+            "sweep-pool",
+            "an interrupt at every instruction of every operation of the pool",
+            "sweep pool",
+            COUNTED,
+            300,
+        ),
+        Scenario::new(
+            "sweep-builder",
+            "an interrupt at every instruction of every operation of the page-table builder",
+            "sweep builder",
+            COUNTED,
+            300,
+        ),
+    ]
+}
