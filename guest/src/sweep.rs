@@ -10,7 +10,7 @@ mod observation;
 mod rig;
 
 use crate::{host::PhysicalMemory, ledger, say};
-use actions::{Named, ON_INTERRUPT, ON_NMI};
+use actions::{ON_INTERRUPT, ON_NMI, Planned};
 use bounds::Context;
 use cases::{CASES, Case};
 use observation::{EXECUTED, INTERRUPTED, Run, counted, interrupted, traced, within};
@@ -29,6 +29,8 @@ struct Tally {
     inner_hits: u32,
     executed: u32,
     covered: u32,
+    /// The run that broke something: the instructions before the interrupt, and the handler's action.
+    violated: Option<(u32, &'static str)>,
 }
 
 /// Which operations are swept.
@@ -67,9 +69,8 @@ pub fn run(memory: &'static PhysicalMemory, part: Part, word: Option<&str>) -> b
         if tally.covered < tally.executed {
             say!("FAIL {}: {:x?} was never interrupted", case.name, EXECUTED.first_missing(&INTERRUPTED));
         }
-        let (violations, first) = ledger::violations();
-        if violations > 0 {
-            say!("FAIL {}: {violations} violations, the first: {first}", case.name);
+        if let Some((ticks, action)) = tally.violated {
+            say!("FAIL {}: {} ({action} after {ticks} instructions)", case.name, ledger::violations().1);
             return false;
         }
         good &= reached && tally.covered == tally.executed && tally.runs > 0;
@@ -139,12 +140,16 @@ fn alone(memory: &'static PhysicalMemory, case: &Case) -> (u64, bool, u32) {
 
 /// One run for each instruction and action.
 fn sweep(memory: &'static PhysicalMemory, case: &Case, alone: u64, landing: u32) -> Tally {
-    let actions: &[Named] = if case.in_handler { &ON_NMI } else { &ON_INTERRUPT };
+    let actions: &[Planned] = if case.in_handler { &ON_NMI } else { &ON_INTERRUPT };
     let mut tally = Tally::default();
-    for Named { action, .. } in actions {
-        for ticks in 1..=(alone + BEYOND) as u32 {
+    for Planned { name, action, runs } in actions {
+        for ticks in (1..=(alone + BEYOND) as u32).flat_map(|ticks| (0..*runs).map(move |_| ticks)) {
             let (run, _) = once_placed(memory, case, landing, || interrupted(case.run, ticks, *action, None));
             tally.runs += 1;
+            if ledger::violations().0 > 0 {
+                tally.violated = Some((ticks, name));
+                return tally;
+            }
             if run.hit {
                 tally.hits += 1;
                 bounds::note(case.operation, Context::Interrupted, run.instructions);
@@ -157,13 +162,17 @@ fn sweep(memory: &'static PhysicalMemory, case: &Case, alone: u64, landing: u32)
         // Both counts walk over their ranges with strides that share no factor with them.
         let ticks = 1 + sample * 7919 % (alone + BEYOND) as u32;
         let inner = 1 + sample * 104_729 % 400;
-        let action = &ON_INTERRUPT[(sample % 4) as usize];
+        let action = &ON_INTERRUPT[(sample % 5) as usize];
         let nmi = &ON_NMI[(sample % 3) as usize];
         let (run, _) = once_placed(memory, case, landing, || {
             interrupted(case.run, ticks, action.action, Some((inner, nmi.action)))
         });
         tally.runs += 1;
         tally.inner_hits += u32::from(run.inner_hit);
+        if ledger::violations().0 > 0 {
+            tally.violated = Some((ticks, "an NMI in a handler"));
+            return tally;
+        }
     }
     tally
 }

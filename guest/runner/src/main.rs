@@ -35,6 +35,9 @@ struct Arguments {
     /// Only say what there is.
     #[arg(long)]
     list: bool,
+    /// Only build the guest, and see that QEMU is there.
+    #[arg(long)]
+    no_run: bool,
 }
 
 /// What came of a scenario.
@@ -62,6 +65,13 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         return Ok(ExitCode::SUCCESS);
     }
     let kernel = build(&guest)?;
+    let found = Command::new(QEMU).arg("--version").stdout(Stdio::null()).status();
+    if !found.is_ok_and(|status| status.success()) {
+        return Err(format!("{QEMU} is missing; guest/run installs it, or says how").into());
+    }
+    if arguments.no_run {
+        return Ok(ExitCode::SUCCESS);
+    }
     let directory = kernel.with_file_name("guest-files");
     std::fs::create_dir_all(&directory)?;
     let reports = run_all(&scenarios, &kernel, &directory);
@@ -79,7 +89,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 
 /// Builds the guest; where it is.
 fn build(guest: &Path) -> Result<PathBuf, Box<dyn Error>> {
-    let target = env::var_os("GUEST_TARGET_DIR").map_or_else(|| guest.join("target"), PathBuf::from);
+    let target = env::var_os("GUEST_TARGET_DIR").map_or_else(|| guest.join("../target/guest"), PathBuf::from);
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // The flags of the guest stand in its own configuration, which the variables of another build would override.
     let status = Command::new(cargo)

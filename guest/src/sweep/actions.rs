@@ -5,33 +5,39 @@ use super::{
     rig::{Domain, HANDLER, UNMASKABLE, domain, maintain, pool},
 };
 use crate::{hand::Hand, host::CpuLocal, ledger};
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use framepool::{
     PhysAddr, Request,
     vtd::{Iova, Permissions},
 };
 
-/// An action and its name.
-pub struct Named {
+/// An action, and how many runs of it there are for each instruction.
+pub struct Planned {
     pub name: &'static str,
     pub action: fn(),
+    pub runs: u32,
 }
 
 /// What an interrupt does to a pool and a domain, and what a thread does that preempts the one that was interrupted.
-pub const ON_INTERRUPT: [Named; 6] = [
-    Named { name: "take", action: take },
-    Named { name: "give", action: give },
-    Named { name: "turn over", action: turn_over },
-    Named { name: "remap", action: remap },
-    Named { name: "replace a table", action: replace_table },
-    Named { name: "refill if rung", action: refill_if_rung },
+pub const ON_INTERRUPT: [Planned; 7] = [
+    Planned { name: "take", action: take, runs: 1 },
+    Planned { name: "give", action: give, runs: 1 },
+    Planned { name: "turn over", action: turn_over, runs: 1 },
+    Planned { name: "churn", action: churn, runs: 3 },
+    Planned { name: "remap", action: remap, runs: 1 },
+    Planned { name: "replace table", action: replace_table, runs: 1 },
+    Planned { name: "refill if rung", action: refill_if_rung, runs: 1 },
 ];
 
 /// What an NMI does: no builder.
-pub const ON_NMI: [Named; 3] = [
-    Named { name: "take", action: nmi_take },
-    Named { name: "give", action: nmi_give },
-    Named { name: "turn over", action: nmi_turn_over },
+pub const ON_NMI: [Planned; 3] = [
+    Planned { name: "take", action: nmi_take, runs: 1 },
+    Planned { name: "give", action: nmi_give, runs: 1 },
+    Planned { name: "turn over", action: nmi_turn_over, runs: 1 },
 ];
+
+/// Changes of direction in one [`churn`].
+const CHURN_LENGTH: u32 = 12;
 
 fn alloc(hand: &Hand, request: Request) {
     if let Ok(frame) = measured(Operation::Alloc, || pool().alloc_with(request)) {
@@ -75,6 +81,26 @@ fn turn_over() {
 pub const REMAPPED: u64 = (1 << 30) + (2 << 20);
 /// Where it maps a whole table of pages.
 const REPLACED: u64 = REMAPPED + (2 << 20);
+
+static CHURN: AtomicU32 = AtomicU32::new(1);
+
+/// A walk of allocations and frees that is another one each time: magazines go down and come up again in every order, so that a
+/// stack's head is often what it was while the rest is not.
+fn churn() {
+    for _ in 0..CHURN_LENGTH {
+        // A linear congruential generator (Knuth 3.2.1) of which the upper bits are used.
+        let next = CHURN.load(Relaxed).wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        CHURN.store(next, Relaxed);
+        let count = 1 + (next >> 28) % 5;
+        for _ in 0..count {
+            if next >> 27 & 1 == 0 {
+                alloc(&HANDLER, Request::ORDINARY);
+            } else {
+                free(&HANDLER);
+            }
+        }
+    }
+}
 
 /// Maps a page and unmaps it.
 fn remap() {

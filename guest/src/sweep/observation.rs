@@ -221,13 +221,13 @@ pub fn interrupted(body: impl FnOnce(), ticks: u32, action: Action, inner: Optio
     TICKS.store(ticks, Relaxed);
     let run = counted(body);
     TICKS.store(0, Relaxed);
+    ACTION.store(0, Relaxed);
     if !IN_HANDLER.load(Relaxed) {
-        // An interrupt that was raised by the last tick of all comes now.
+        // An interrupt that was raised by the last tick of all comes now, too late for anything.
         x86_64::instructions::interrupts::enable();
         x86_64::instructions::nop();
         x86_64::instructions::interrupts::disable();
     }
-    ACTION.store(0, Relaxed);
     run
 }
 

@@ -24,7 +24,7 @@ const HELD_BY_HANDLER: u32 = 3;
 const HELD_BY_NMI: u32 = 2;
 const CAPACITY: u32 = 48;
 /// The watermarks of every case, in frames.
-pub const MARKS: Watermarks = Watermarks { min: 2, low: 6, high: 16, max: 24 };
+pub const MARKS: Watermarks = Watermarks { min: 2, low: 6, high: 10, max: 24 };
 
 /// How the pool of a case is built.
 #[derive(Clone, Copy)]

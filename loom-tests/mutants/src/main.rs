@@ -1,8 +1,9 @@
 //! Weakens one line of the crate at a time and demands that the check named beside it fails.
 //!
 //! The list is `mutants.toml`. Each mutant is built in a copy of the sources under `target/mutants`, so that the crate
-//! itself carries no switches; what it depends on is built once, with everything else. A mutant that does not build, or whose
-//! check passes, is an error. A check that hangs has failed: many a weakening makes a chain of links go round.
+//! itself carries no switches, into target directories of its own: cargo cannot tell a package from its copy, and would take what
+//! was built from a mutant for what it builds from the original later. A mutant that does not build, or whose check passes, is an
+//! error. A check that hangs has failed: many a weakening makes a chain of links go round.
 
 use clap::Parser;
 use nix::{
@@ -56,6 +57,8 @@ enum Check {
     Loom(String),
     /// The program tests/NAME.rs of the crate itself.
     Program(String),
+    /// The scenarios of the bare-metal guest whose names contain this.
+    Guest(String),
 }
 
 /// What came of a mutant.
@@ -67,8 +70,8 @@ enum Fate {
 }
 
 /// What is copied; everything else (examples, recordings) is left out.
-const SOURCES: [&str; 7] =
-    ["Cargo.toml", "Cargo.lock", "README.md", "src", "tests", "loom-tests", "examples/replay"];
+const SOURCES: [&str; 8] =
+    ["Cargo.toml", "Cargo.lock", "README.md", "src", "tests", "loom-tests", "guest", "examples/replay"];
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let arguments = Arguments::parse();
@@ -118,17 +121,21 @@ fn run_one(mutant: &Mutant, root: &Path, tree: &Path) -> Result<Fate, Box<dyn Er
 
 fn check(check: &Check, root: &Path, tree: &Path) -> Result<Fate, Box<dyn Error>> {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(tree).args(["test", "--quiet", "--release"]);
-    let flags = env::var("RUSTFLAGS").unwrap_or_default();
+    command.current_dir(tree).env("CARGO_TARGET_DIR", root.join("target/mutants/program"));
+    let test = ["test", "--quiet", "--release"];
     match check {
         Check::Loom(name) => {
-            command.args(["-p", "loom-tests", "--test", name]);
+            let flags = env::var("RUSTFLAGS").unwrap_or_default();
+            command.args(test).args(["-p", "loom-tests", "--test", name]);
             command.env("RUSTFLAGS", format!("{flags} --cfg loom"));
-            command.env("CARGO_TARGET_DIR", root.join("target/loom"));
+            command.env("CARGO_TARGET_DIR", root.join("target/mutants/loom"));
         }
         Check::Program(name) => {
-            command.args(["-p", "framepool", "--test", name]);
-            command.env("CARGO_TARGET_DIR", root.join("target"));
+            command.args(test).args(["-p", "framepool", "--test", name]);
+        }
+        Check::Guest(name) => {
+            command.args(["run", "--quiet", "--release", "-p", "guest-runner", "--", name]);
+            command.env("GUEST_TARGET_DIR", root.join("target/mutants/guest"));
         }
     }
     let built = command_built(&command)?;
@@ -150,7 +157,7 @@ fn passes(mut command: Command) -> Result<bool, Box<dyn Error>> {
     Ok(status.is_some_and(|status| status.success()))
 }
 
-/// Builds what `command` would run; the compiler's words if that fails.
+/// Builds what `command` would run, as each of them does with `--no-run`; the compiler's words if that fails.
 fn command_built(command: &Command) -> Result<Option<String>, Box<dyn Error>> {
     let mut build = Command::new(command.get_program());
     build.args(command.get_args()).arg("--no-run");
