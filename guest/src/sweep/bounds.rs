@@ -47,19 +47,19 @@ impl Operation {
 
 /// What the documents promise: the most instructions of each operation in each context (alone, interrupted, in an interrupt, in an
 /// NMI), in the situations of the sweep; those of the frame source and the clearing of tables are among them. Measured with the
-/// compiler named in the documents, and a tenth.
+/// compiler named in the documents, and a quarter for others.
 const LIMITS: [(Operation, &str, [u64; CONTEXTS]); 11] = [
-    (Operation::Alloc, "alloc", [1400, 1450, 1450, 1400]),
-    (Operation::Free, "free", [220, 240, 240, 230]),
-    (Operation::AllocBulk, "alloc_bulk", [1350, 7500, 4500, 0]),
-    (Operation::FreeBulk, "free_bulk", [550, 950, 950, 0]),
-    (Operation::Stats, "stats", [280, 280, 320, 0]),
-    (Operation::Maintain, "maintain", [9500, 9600, 0, 0]),
-    (Operation::Vacate, "vacate", [280, 280, 0, 0]),
-    (Operation::Map, "map", [3400, 7000, 6300, 0]),
-    (Operation::Unmap, "unmap", [4800, 5700, 5500, 0]),
-    (Operation::Complete, "complete", [90, 260, 200, 0]),
-    (Operation::Translate, "translate", [270, 270, 0, 0]),
+    (Operation::Alloc, "alloc", [1600, 1600, 1600, 1600]),
+    (Operation::Free, "free", [250, 270, 270, 270]),
+    (Operation::AllocBulk, "alloc_bulk", [1700, 8500, 5000, 0]),
+    (Operation::FreeBulk, "free_bulk", [600, 1100, 1100, 0]),
+    (Operation::Stats, "stats", [320, 320, 360, 0]),
+    (Operation::Maintain, "maintain", [11000, 11000, 0, 0]),
+    (Operation::Vacate, "vacate", [320, 320, 0, 0]),
+    (Operation::Map, "map", [4000, 8000, 7500, 0]),
+    (Operation::Unmap, "unmap", [5500, 6500, 6500, 0]),
+    (Operation::Complete, "complete", [100, 300, 230, 0]),
+    (Operation::Translate, "translate", [320, 320, 0, 0]),
 ];
 
 static MOST: [[AtomicU64; CONTEXTS]; LIMITS.len()] =
