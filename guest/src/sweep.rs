@@ -104,14 +104,14 @@ fn once_placed(
     memory: &'static PhysicalMemory,
     case: &Case,
     landing: u32,
-    mut observe: impl FnMut() -> Run,
+    observe: &mut dyn FnMut() -> Run,
 ) -> (Run, bool) {
     if !case.in_handler {
         return once(memory, case, observe);
     }
     once(memory, case, || {
         let (mut run, mut taken) = (None, None);
-        within(|| taken = pool().alloc().ok(), landing, || run = Some(observe()));
+        within(&mut || taken = pool().alloc().ok(), landing, &mut || run = Some(observe()));
         taken.into_iter().for_each(|frame| THREAD.keep(frame));
         run.expect("the handler ran")
     })
@@ -121,14 +121,14 @@ fn once_placed(
 /// for handlers runs.
 fn alone(memory: &'static PhysicalMemory, case: &Case) -> (u64, bool, u32) {
     for landing in 1..64 {
-        let (run, reached) = once_placed(memory, case, landing, || counted(case.run));
+        let (run, reached) = once_placed(memory, case, landing, &mut || counted(case.run));
         if reached || !case.in_handler {
             bounds::note(
                 case.operation,
                 if case.in_handler { Context::Interrupt } else { Context::Alone },
                 run.instructions,
             );
-            once_placed(memory, case, landing, || {
+            once_placed(memory, case, landing, &mut || {
                 traced(case.run);
                 run
             });
@@ -144,7 +144,8 @@ fn sweep(memory: &'static PhysicalMemory, case: &Case, alone: u64, landing: u32)
     let mut tally = Tally::default();
     for Planned { name, action, runs } in actions {
         for ticks in (1..=(alone + BEYOND) as u32).flat_map(|ticks| (0..*runs).map(move |_| ticks)) {
-            let (run, _) = once_placed(memory, case, landing, || interrupted(case.run, ticks, *action, None));
+            let (run, _) =
+                once_placed(memory, case, landing, &mut || interrupted(case.run, ticks, *action, None));
             tally.runs += 1;
             if ledger::violations().0 > 0 {
                 tally.violated = Some((ticks, name));
@@ -164,7 +165,7 @@ fn sweep(memory: &'static PhysicalMemory, case: &Case, alone: u64, landing: u32)
         let inner = 1 + sample * 104_729 % 400;
         let action = &ON_INTERRUPT[(sample % 5) as usize];
         let nmi = &ON_NMI[(sample % 3) as usize];
-        let (run, _) = once_placed(memory, case, landing, || {
+        let (run, _) = once_placed(memory, case, landing, &mut || {
             interrupted(case.run, ticks, action.action, Some((inner, nmi.action)))
         });
         tally.runs += 1;

@@ -170,7 +170,7 @@ pub fn begin() {
             .map(|run| run.instructions)
     };
     TIMER_WAY.store(way().expect("an interrupt"), Relaxed);
-    within(|| {}, 4, || NMI_WAY.store(way().expect("an NMI"), Relaxed));
+    within(&mut || {}, 4, &mut || NMI_WAY.store(way().expect("an NMI"), Relaxed));
 }
 
 /// Forgets all addresses.
@@ -232,13 +232,11 @@ pub fn interrupted(body: impl FnOnce(), ticks: u32, action: Action, inner: Optio
 }
 
 /// Runs `body`, which may observe operations, in the handler of an interrupt that comes after `ticks` instructions of `outer`.
-pub fn within<B: FnMut()>(outer: impl FnOnce(), ticks: u32, mut body: B) {
-    fn call<B: FnMut()>(body: *mut ()) {
-        // SAFETY: `BODY` holds this function and the closure that belongs to it, which the handler alone uses meanwhile.
-        unsafe { (*body.cast::<B>())() }
-    }
-    let body: (fn(*mut ()), *mut ()) = (call::<B>, (&raw mut body).cast());
-    BODY.store((&raw const body).addr(), Relaxed);
+///
+/// One function for all bodies, so that as many instructions always lie between the start of the timer and those of `outer`.
+#[inline(never)]
+pub fn within(outer: &mut dyn FnMut(), ticks: u32, mut body: &mut dyn FnMut()) {
+    BODY.store((&raw mut body).addr(), Relaxed);
     TICKS.store(ticks, Relaxed);
     observed(outer);
     TICKS.store(0, Relaxed);
@@ -306,9 +304,8 @@ fn handle_within(apic: &mut LocalApic, body: usize) {
     IN_HANDLER.store(true, Relaxed);
     let flags = FLAGS.swap(0, Relaxed);
     let ticks = TICKS.swap(0, Relaxed);
-    // SAFETY: `within` stored the address of this pair, and waits.
-    let (call, body) = unsafe { *(body as *const (fn(*mut ()), *mut ())) };
-    call(body);
+    // SAFETY: `within` stored the address of this reference, and leaves it to us until we return.
+    unsafe { (*(body as *mut &mut dyn FnMut()))() };
     TICKS.store(ticks, Relaxed);
     FLAGS.store(flags, Relaxed);
     IN_HANDLER.store(false, Relaxed);
