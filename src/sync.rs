@@ -75,6 +75,12 @@ pub(crate) mod counter {
             self.0.fetch_add(amount, Ordering::Relaxed);
         }
 
+        #[cfg(feature = "vtd")]
+        pub(crate) fn subtract(&self, amount: u64) {
+            // Ordering: Relaxed; as in `add`.
+            self.0.fetch_sub(amount, Ordering::Relaxed);
+        }
+
         pub(crate) fn raise_to(&self, value: u64) {
             // Ordering: Relaxed; as in `add`.
             self.0.fetch_max(value, Ordering::Relaxed);

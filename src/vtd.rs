@@ -106,6 +106,20 @@ pub unsafe trait TableFrames {
     /// Where the CPU reads and writes `frame`.
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8>;
 
+    /// Whether [`flush`](Self::flush) does what it says. An allocator without is refused where hardware does not snoop.
+    fn can_flush(&self) -> bool {
+        false
+    }
+
+    /// Makes what the CPU has written to `bytes` bytes from `start` on visible to hardware that does not snoop, before anything that
+    /// is written afterwards. Called for domains of such hardware only, from the contexts from which they are changed.
+    ///
+    /// # Safety
+    /// The bytes are part of a frame of this allocator that is in use.
+    unsafe fn flush(&self, start: NonNull<u8>, bytes: usize) {
+        let _ = (start, bytes);
+    }
+
     /// Told that `frames` frames will never come back, because what must be completed was dropped: for statistics.
     fn leaked(&self, frames: u64) {
         let _ = frames;
@@ -158,6 +172,15 @@ unsafe impl<T: TableFrames + ?Sized> TableFrames for &T {
 
     fn leaked(&self, frames: u64) {
         (**self).leaked(frames);
+    }
+
+    fn can_flush(&self) -> bool {
+        (**self).can_flush()
+    }
+
+    unsafe fn flush(&self, start: NonNull<u8>, bytes: usize) {
+        // SAFETY: the caller's.
+        unsafe { (**self).flush(start, bytes) }
     }
 }
 

@@ -196,6 +196,11 @@ impl Capabilities {
         bit(self.extended, 45)
     }
 
+    /// Whether requests may have the rights of a supervisor (SRS).
+    pub const fn supervisor_requests(self) -> bool {
+        bit(self.extended, 31)
+    }
+
     /// Whether devices may ask for pages (PRS).
     pub const fn page_requests(self) -> bool {
         bit(self.extended, 29)

@@ -16,66 +16,30 @@ use super::{
     width::Levels,
 };
 use crate::PhysAddr;
-use core::{error::Error, fmt};
 
+mod change;
+#[allow(unsafe_code, reason = "complete states duties that only the caller can keep")]
+mod detached;
+mod error;
 mod legacy;
+mod legacy_tables;
 mod pasid;
 mod scalable;
+mod scalable_tables;
+mod store;
 
+pub use change::EntryChange;
+pub use detached::{ClosedTables, Detached};
+pub use error::{AttachError, EntryError, Feature};
 pub use legacy::{ContextEntry, ContextTranslation, RootEntry};
+pub use legacy_tables::LegacyTables;
 pub use pasid::{FirstStageRoot, PasidEntry, PasidTranslation, SecondStageRoot};
 pub use scalable::{PasidDirectoryEntry, ScalableContextEntry, ScalableRootEntry};
+pub use scalable_tables::{DeviceConfig, ScalableTables};
 
 const PRESENT: u64 = 1 << 0;
 /// Faults of the device are not reported (FPD).
 const FAULTS_DISABLED: u32 = 1;
-
-/// Why a value is no entry, or words are none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum EntryError {
-    /// The address of a table is not a multiple of 4 KiB.
-    Misaligned {
-        /// The address.
-        table: PhysAddr,
-    },
-    /// The address of a table has more than 52 bits.
-    BeyondWidth {
-        /// The address.
-        table: PhysAddr,
-    },
-    /// Bits are set that must be 0.
-    Reserved {
-        /// The number of the word, from 0.
-        word: usize,
-        /// The bits.
-        bits: u64,
-    },
-    /// A field has a value that is reserved.
-    Value {
-        /// The name of the field in the specification.
-        field: &'static str,
-        /// The value.
-        value: u64,
-    },
-}
-
-impl fmt::Display for EntryError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Misaligned { table } => write!(formatter, "the table {table} must be a multiple of 4 KiB"),
-            Self::BeyondWidth { table } => {
-                write!(formatter, "the table {table} is beyond what an entry can hold: 52 bits")
-            }
-            Self::Reserved { word, bits } => {
-                write!(formatter, "bits {bits:#x} of word {word} are reserved and must be 0")
-            }
-            Self::Value { field, value } => write!(formatter, "{field} must not be {value:#x} here"),
-        }
-    }
-}
-
-impl Error for EntryError {}
 
 /// The address of a table, as it stands in an entry.
 fn pointer(table: PhysAddr) -> Result<u64, EntryError> {

@@ -5,6 +5,7 @@ use crate::{
     PhysAddr,
     sync::atomic::{AtomicU64, Ordering},
 };
+use core::ptr::NonNull;
 
 /// One table, as the entries that hardware walks.
 #[derive(Clone, Copy, Debug)]
@@ -97,5 +98,11 @@ impl Run<'_> {
     pub(crate) fn values(&self) -> impl Iterator<Item = u64> + '_ {
         // Ordering: Relaxed; as for `position`.
         self.0.iter().map(|entry| entry.load(Ordering::Relaxed))
+    }
+
+    /// Makes the entries visible to hardware that does not snoop.
+    pub(crate) fn flush<A: TableFrames + ?Sized>(self, frames: &A) {
+        // SAFETY: the entries are part of a frame of this allocator, which maps them.
+        unsafe { frames.flush(NonNull::from(self.0).cast(), size_of_val(self.0)) }
     }
 }
