@@ -49,6 +49,7 @@ mod mappings;
 mod page_block;
 mod requester;
 mod second_stage;
+mod sizing;
 #[allow(unsafe_code, reason = "the one file that reads and writes table entries")]
 mod table;
 mod unmap;

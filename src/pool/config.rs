@@ -33,6 +33,36 @@ impl Watermarks {
     pub const fn for_capacity(capacity: u32) -> Self {
         Self { min: capacity / 32, low: capacity / 8, high: capacity / 2, max: capacity - capacity / 4 }
     }
+
+    /// Watermarks for a pool from which up to `burst` frames are taken between two passes of the worker: that many are there when
+    /// it is rung, as many again are fetched, and what is more than three times as many is given back. No reserve, see
+    /// [`with_reserve`](Self::with_reserve).
+    ///
+    /// ```
+    /// use framepool::Watermarks;
+    /// const MARKS: Watermarks = Watermarks::for_burst(100).with_reserve(4, 3);
+    /// assert_eq!(MARKS, Watermarks { min: 12, low: 112, high: 212, max: 312 });
+    /// ```
+    pub const fn for_burst(burst: u32) -> Self {
+        Self { min: 0, low: burst, high: burst.saturating_mul(2), max: burst.saturating_mul(3) }
+    }
+
+    /// The same watermarks on top of a larger reserve: `holders` is how many contexts at once are on the path that frees memory,
+    /// and `frames` how many frames each of them takes, as [`Class::Critical`](crate::Class::Critical), before it gives any
+    /// back.
+    ///
+    /// With this reserve none of them ever finds the pool empty, whatever ordinary callers do, since together they cannot hold
+    /// more. With fewer they may have to try again, and with `holders` × (`frames` − 1) or fewer they can block each other for
+    /// ever: each holds all but one of the frames that it needs.
+    pub const fn with_reserve(self, holders: u32, frames: u32) -> Self {
+        let reserve = holders.saturating_mul(frames);
+        Self {
+            min: self.min.saturating_add(reserve),
+            low: self.low.saturating_add(reserve),
+            high: self.high.saturating_add(reserve),
+            max: self.max.saturating_add(reserve),
+        }
+    }
 }
 
 /// Builds a [`FramePool`](crate::FramePool).

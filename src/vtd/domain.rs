@@ -60,6 +60,27 @@ impl DomainConfig {
         let address_width = levels.address_width() - Stage::First.sign_bits();
         Self { address_width, ..Self::new(levels) }
     }
+
+    /// All addresses of the domain.
+    pub(crate) const fn aperture(&self) -> Span {
+        let end = 1_u64.checked_shl(self.address_width as u32);
+        Span { start: 0, end: if let Some(end) = end { end } else { u64::MAX } }
+    }
+
+    /// The range of `length` bytes from `iova` on, if the domain can have it.
+    pub(crate) const fn span(&self, iova: Iova, length: u64) -> Result<Span, RangeError> {
+        let start = iova.as_u64();
+        if length == 0 {
+            return Err(RangeError::Empty);
+        }
+        if (start | length) & (PAGE - 1) != 0 {
+            return Err(RangeError::Misaligned { iova, length });
+        }
+        match start.checked_add(length) {
+            Some(end) if end <= self.aperture().end => Ok(Span { start, end }),
+            _ => Err(RangeError::BeyondWidth { iova, length, width: self.address_width }),
+        }
+    }
 }
 
 /// The tables of a domain and their allocator, as domain and invalidations share them.
@@ -172,7 +193,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         length: u64,
         permissions: Permissions,
     ) -> Result<(), MapError> {
-        let span = self.span(iova, length)?;
+        let span = self.config.span(iova, length)?;
         if !target.is_aligned(PAGE) {
             return Err(MapError::TargetMisaligned { target });
         }
@@ -209,7 +230,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn unmap(&self, iova: Iova, length: u64) -> Result<Invalidation<'_, A>, UnmapError> {
-        let span = self.span(iova, length)?;
+        let span = self.config.span(iova, length)?;
         let mut survey = unmap::Survey::<F>::new();
         self.walk(span, &mut survey)?;
         let advance = self.advance(survey.missing)?;
@@ -265,21 +286,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
 
     /// All addresses of the domain.
     pub(crate) fn aperture(&self) -> Span {
-        Span { start: 0, end: 1 << self.config.address_width }
-    }
-
-    fn span(&self, iova: Iova, length: u64) -> Result<Span, RangeError> {
-        let start = iova.as_u64();
-        if length == 0 {
-            return Err(RangeError::Empty);
-        }
-        if (start | length) & (PAGE - 1) != 0 {
-            return Err(RangeError::Misaligned { iova, length });
-        }
-        match start.checked_add(length) {
-            Some(end) if end <= self.aperture().end => Ok(Span { start, end }),
-            _ => Err(RangeError::BeyondWidth { iova, length, width: self.config.address_width }),
-        }
+        self.config.aperture()
     }
 
     /// Takes `count` zeroed frames, or none.
