@@ -67,7 +67,7 @@ pub use domain::{ClosedDomain, Domain, DomainConfig, FirstStageDomain, SecondSta
 pub use domain_id::{DomainId, DomainIdNotTaken, DomainIds};
 pub use error::{DomainError, MapError, RangeError, TooFewFrames, UnmapError};
 pub use first_stage::FirstStage;
-pub use format::{Format, Permissions, Stage};
+pub use format::{Entry, Format, Permissions, Stage};
 pub use invalidation::{Invalidation, IovaRange};
 pub use mappings::{Dump, Mapping, Mappings, Translation};
 pub use page_block::{Blocks, PageBlock, Selection};
