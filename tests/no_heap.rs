@@ -6,7 +6,7 @@ mod common;
 use common::{assert_accounts, pool, set_cpu};
 use framepool::{
     Builder, FallbackPolicy, PhysAddr, Request, Watermarks,
-    vtd::{DomainConfig, Iova, Levels, PageSizes, Permissions, SecondStageDomain},
+    vtd::{context::*, *},
 };
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -89,4 +89,51 @@ fn the_builder_touches_no_heap_at_all() {
     let after = CALLS.get();
     assert_accounts(&pool, 0);
     assert_eq!(after, before, "heap calls of the builder");
+}
+
+#[test]
+fn the_way_to_a_domain_touches_no_heap_at_all() {
+    const DMAR: &[u8] = include_bytes!("../examples/traces/DMAR.bin");
+    let pool = pool(Builder::new(64).cpus(2).magazine_size(4), 64);
+    // A unit that snoops, with the first stage in scalable mode.
+    let unit = Capabilities::from_registers(0x00d2_008c_222f_0606, 0x0000_8800_00f0_0f4b);
+    let before = CALLS.get();
+    let table = Dmar::parse(DMAR).unwrap();
+    let width = table.host_address_width();
+    let devices = table.hardware_units().next().unwrap().scopes.filter_map(|scope| scope.source_id());
+    let config =
+        DomainConfig::from_capabilities::<SecondStage>(Levels::Four, TranslationMode::Legacy, width, &[unit]);
+    let domain = SecondStageDomain::new(config.unwrap(), &pool).unwrap();
+    let first_stage = FirstStageDomain::new(DomainConfig::first_stage(Levels::Four), &pool).unwrap();
+    let ids = DomainIds::<4>::new(unit.domain_ids());
+    let legacy = LegacyTables::new(unit, width, &pool).unwrap();
+    let scalable = ScalableTables::new(unit, width, &pool).unwrap();
+    for device in devices {
+        let id = ids.take().unwrap();
+        let entry = ContextEntry::new(ContextTranslation::by(&domain), id);
+        // What a domain that does not flush needs, this unit does not have.
+        let in_pasid = PasidEntry { snooped_walks: false, ..PasidEntry::first_stage(&first_stage, id) };
+        assert_eq!(scalable.attach_device(device, DeviceConfig::default()).unwrap().steps().count(), 0);
+        // SAFETY: no device walks these tables, and the test has one thread.
+        unsafe {
+            assert_eq!(legacy.attach(device, entry).unwrap().steps().count(), 0);
+            assert_eq!(scalable.attach(device, Pasid::ZERO, in_pasid).unwrap().steps().count(), 0);
+            for descriptor in scalable.detach(device, Pasid::ZERO).unwrap().change().steps() {
+                assert_eq!(Descriptor::decode(descriptor.encode()), Ok(descriptor));
+            }
+            legacy.detach(device).unwrap().complete();
+            scalable.detach_device(device).unwrap().complete();
+        }
+        ids.give(id).unwrap();
+    }
+    // SAFETY: as above.
+    unsafe {
+        legacy.close().complete();
+        scalable.close().complete();
+        domain.close().complete();
+        first_stage.close().complete();
+    }
+    let after = CALLS.get();
+    assert_accounts(&pool, 0);
+    assert_eq!(after, before, "heap calls on the way to a domain");
 }
