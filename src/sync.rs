@@ -57,6 +57,41 @@ pub(crate) fn hand_over(word: &atomic::AtomicU64, value: u64) {
     word.swap(value, atomic::Ordering::Release);
 }
 
+/// Writes `value` into a word that is 0, with everything after it ordered behind the write; whether it was 0.
+///
+/// The full barrier is what a locked instruction is on x86-64, where a fence would be a second one; a compiler fence keeps the
+/// compiler from moving anything across (crossbeam-epoch pins in the same way).
+#[cfg(feature = "vtd")]
+#[inline(always)]
+pub(crate) fn occupy(word: &atomic::AtomicU64, value: u64) -> bool {
+    use atomic::Ordering;
+    // Ordering: SeqCst, so that together with the fence no later access is seen before this write. Relaxed on failure: nothing
+    // is read.
+    let occupied = word.compare_exchange(0, value, Ordering::SeqCst, Ordering::Relaxed).is_ok();
+    // Ordering: SeqCst; the partner is the fence in `vtd/walkers.rs: stamp`.
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    core::sync::atomic::compiler_fence(Ordering::SeqCst);
+    #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+    atomic::fence(Ordering::SeqCst);
+    occupied
+}
+
+/// A number that differs between contexts that run at the same time, as far as possible: where their stacks are. Under loom all
+/// contexts get the same, so that they meet.
+#[cfg(feature = "vtd")]
+#[inline(always)]
+pub(crate) fn context() -> usize {
+    #[cfg(loom)]
+    return 0;
+    #[cfg(not(loom))]
+    {
+        /// No two stacks are nearer than this, but for handlers on the stack of what they interrupt.
+        const STACK_SHIFT: u32 = 14;
+        let local = 0u8;
+        core::ptr::from_ref(&local).addr() >> STACK_SHIFT
+    }
+}
+
 /// Statistics: plain relaxed counters that no code path may branch on.
 pub(crate) mod counter {
     use core::sync::atomic::{AtomicU64, Ordering};

@@ -32,41 +32,51 @@ use core::ptr::NonNull;
 
 mod bits;
 mod capabilities;
+#[allow(unsafe_code, reason = "gives table frames back on the caller's word")]
+mod close;
 pub mod context;
 pub mod descriptor;
 pub mod dmar;
-#[allow(unsafe_code, reason = "map and complete state duties that only the caller can keep")]
+#[allow(unsafe_code, reason = "map states duties that only the caller can keep")]
 mod domain;
 mod domain_id;
 mod error;
 mod first_stage;
+mod flush;
 mod format;
 mod frame_list;
-#[allow(unsafe_code, reason = "gives table frames back on the caller's word")]
+#[allow(unsafe_code, reason = "takes the caller's word that hardware has let go")]
 mod invalidation;
 mod map;
 mod mappings;
 mod page_block;
 mod requester;
+mod retired;
 mod second_stage;
 mod sizing;
 #[allow(unsafe_code, reason = "the one file that reads and writes table entries")]
 mod table;
+mod tables;
 mod unmap;
 mod walk;
+mod walkers;
 mod width;
 
 pub use capabilities::{Capabilities, CapabilityError, Hardware, TranslationMode};
+pub use close::ClosedDomain;
 pub use context::{ContextEntry, ContextTranslation, EntryError, RootEntry};
 pub use descriptor::{
     ContextSelection, Descriptor, DescriptorError, DeviceTlb, FunctionMask, IotlbSelection, Pages,
     PasidSelection, StatusWrite, Wait,
 };
 pub use dmar::{Dmar, DmarError};
-pub use domain::{ClosedDomain, Domain, DomainConfig, FirstStageDomain, SecondStageDomain};
+pub use domain::{Domain, DomainConfig, FirstStageDomain, SecondStageDomain};
 pub use domain_id::{DomainId, DomainIdNotTaken, DomainIds};
 pub use error::{DomainError, MapError, RangeError, TooFewFrames, UnmapError};
 pub use first_stage::FirstStage;
+#[cfg(target_arch = "x86_64")]
+pub use flush::CacheLineFlush;
+pub use flush::{FlushedFrames, LineFlush};
 pub use format::{Entry, Format, Permissions, Stage};
 pub use invalidation::{Invalidation, IovaRange};
 pub use mappings::{Dump, Mapping, Mappings, Translation};
@@ -74,6 +84,13 @@ pub use page_block::{Blocks, PageBlock, Selection};
 pub use requester::{Pasid, SourceId};
 pub use second_stage::SecondStage;
 pub use width::{Iova, Levels, PageSizes};
+
+/// What a format is made of, for the models, whose tables have two entries.
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod internals {
+    pub use super::format::sealed::Sealed;
+}
 
 /// Where the table frames of a domain come from (V11): the pool, or any allocator of 4 KiB frames.
 ///
@@ -107,7 +124,8 @@ pub unsafe trait TableFrames {
     /// Where the CPU reads and writes `frame`.
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8>;
 
-    /// Whether [`flush`](Self::flush) does what it says. An allocator without is refused where hardware does not snoop.
+    /// Whether [`flush`](Self::flush) does what it says. An allocator without is refused where hardware does not snoop;
+    /// [`FlushedFrames`] adds it.
     fn can_flush(&self) -> bool {
         false
     }

@@ -5,6 +5,8 @@
 #![cfg(loom)]
 #![allow(missing_docs, reason = "a harness for the models beside it")]
 
+pub mod tables;
+
 use framepool::{
     Builder, Claim, FallbackPolicy, Frame, FramePool, FrameSource, PhysAddr, Platform, SourceError,
     Watermarks,

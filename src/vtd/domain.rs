@@ -1,21 +1,21 @@
 //! Owns an address space: its root table, its shape, and the checks at its door. Asks the allocator for table frames.
 
 use super::{
-    DomainError, Hardware, Invalidation, MapError, RangeError, TableFrames, UnmapError,
+    ClosedDomain, DomainError, Hardware, Invalidation, MapError, RangeError, TableFrames, UnmapError,
     error::AdvanceError,
     first_stage::FirstStage,
     format::{Format, Permissions, Stage},
     frame_list::FrameList,
     map,
     second_stage::SecondStage,
+    table::Table,
+    tables::Tables,
     unmap,
     walk::walk,
+    walkers,
     width::{Iova, Levels, PAGE, PageSizes, Span},
 };
-use crate::{
-    PhysAddr,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use crate::PhysAddr;
 use core::{fmt, marker::PhantomData};
 
 /// The least address width: one bit above a page.
@@ -39,6 +39,9 @@ pub struct DomainConfig {
     pub force_snoop: bool,
     /// What the units in front of the domain demand and offer.
     pub hardware: Hardware,
+    /// How many calls are expected to be in progress at the same time, in threads and in interrupts, up to 16. More are served
+    /// too; table frames that were unmapped meanwhile come back later then.
+    pub concurrent_calls: u8,
 }
 
 impl DomainConfig {
@@ -52,6 +55,7 @@ impl DomainConfig {
             host_address_width: HOST_WIDTH_MOST,
             force_snoop: false,
             hardware: Hardware::SNOOPING,
+            concurrent_calls: walkers::SLOTS as u8,
         }
     }
 
@@ -83,47 +87,6 @@ impl DomainConfig {
     }
 }
 
-/// The tables of a domain and their allocator, as domain and invalidations share them.
-pub(crate) struct Tables<A: TableFrames> {
-    pub(crate) frames: A,
-    live: AtomicU64,
-}
-
-impl<A: TableFrames> Tables<A> {
-    pub(crate) fn linked(&self, tables: u64) {
-        // Ordering: Relaxed; a count for the caller, which publishes nothing.
-        self.live.fetch_add(tables, Ordering::Relaxed);
-    }
-
-    pub(crate) fn unlinked(&self, tables: u64) {
-        // Ordering: Relaxed; as above.
-        self.live.fetch_sub(tables, Ordering::Relaxed);
-    }
-
-    fn live(&self) -> u64 {
-        // Ordering: Relaxed; as above.
-        self.live.load(Ordering::Relaxed)
-    }
-
-    /// Gives frames back that no entry has ever named.
-    #[allow(unsafe_code, reason = "only what was never linked goes back at once")]
-    fn give_back(&self, mut unused: FrameList) {
-        while let Some(frame) = unused.pop(&self.frames) {
-            // SAFETY: the frame came from this allocator and was never in an entry, so nothing reaches it.
-            unsafe { self.frames.free(frame) };
-        }
-    }
-}
-
-impl<A: TableFrames> Drop for Tables<A> {
-    /// Tables that are still live here were never closed: hardware may walk them, so they stay allocated.
-    fn drop(&mut self) {
-        if self.live() > 0 {
-            self.frames.leaked(self.live());
-        }
-    }
-}
-
 /// An address space of one or more devices, in tables of the format `F` made of frames from `A`.
 ///
 /// Every call takes `&self`. Concurrent calls for disjoint ranges, from several CPUs and from interrupts, need no lock: what
@@ -148,8 +111,8 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// An address space in which nothing is mapped.
     ///
     /// # Errors
-    /// [`DomainError`] names the levels or the width that are wrong, says that the hardware cannot force snooping, or that there is no frame for
-    /// the root table.
+    /// [`DomainError`] names the levels or the width that are wrong, says that the hardware cannot force snooping or does not snoop its
+    /// tables and the allocator does not flush them, or that there is no frame for the root table.
     pub fn new(config: DomainConfig, frames: A) -> Result<Self, DomainError> {
         if F::STAGE == Stage::First && config.levels == Levels::Three {
             return Err(DomainError::TooFewLevels { levels: config.levels });
@@ -164,10 +127,14 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         if config.force_snoop && !(config.hardware.snoop_control && F::SNOOP != 0) {
             return Err(DomainError::NoSnoopControl);
         }
-        let tables = Tables { frames, live: AtomicU64::new(0) };
+        if !config.hardware.coherent && !frames.can_flush() {
+            return Err(DomainError::NoFlush);
+        }
+        let tables = Tables::new(frames, config.concurrent_calls.into(), config.hardware.coherent);
         let mut domain = Self { tables, root: PhysAddr::new(0), config, format: PhantomData };
         let mut first = domain.advance(1)?;
         domain.root = first.pop(&domain.tables.frames).ok_or(DomainError::OutOfFrames)?;
+        domain.tables.flush(Table::at::<F, A>(&domain.tables.frames, domain.root).all());
         domain.tables.linked(1);
         Ok(domain)
     }
@@ -202,6 +169,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
             return Err(MapError::TargetBeyondWidth { target, length, width });
         }
         F::STAGE.check_permissions(permissions)?;
+        let _walk = self.tables.enter();
         let wish = map::Wish::new::<F>(iova, target, permissions, &self.config);
         let mut survey = map::Survey::<F>::new(wish);
         self.walk(span, &mut survey)?;
@@ -231,6 +199,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// ```
     pub fn unmap(&self, iova: Iova, length: u64) -> Result<Invalidation<'_, A>, UnmapError> {
         let span = self.config.span(iova, length)?;
+        let _walk = self.tables.enter();
         let mut survey = unmap::Survey::<F>::new();
         self.walk(span, &mut survey)?;
         let advance = self.advance(survey.missing)?;
@@ -266,6 +235,20 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         self.tables.live()
     }
 
+    /// How many table frames of completed invalidations wait for calls that may still be reading them.
+    pub fn retired_frames(&self) -> u64 {
+        self.tables.waiting()
+    }
+
+    /// Gives back the table frames of completed invalidations that no call in progress can be reading any more, and says how many
+    /// still wait. Completing an invalidation does the same; this is for a host that has nothing else to complete.
+    ///
+    /// From thread and interrupt context, not from an NMI. Never waits; bounded by the frames that are retired.
+    pub fn maintain(&self) -> u64 {
+        self.tables.settle();
+        self.tables.waiting()
+    }
+
     /// The allocator of the table frames.
     pub fn allocator(&self) -> &A {
         &self.tables.frames
@@ -276,10 +259,14 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// Thread context; bounded by the tables.
     pub fn close(self) -> ClosedDomain<A> {
         let list = unmap::collect::<F, A>(&self.tables.frames, self.root, self.config.levels.count());
-        ClosedDomain { tables: self.tables, list }
+        ClosedDomain::new(self.tables, list)
     }
 
-    /// Walks over `span` from the root.
+    pub(crate) fn tables(&self) -> &Tables<A> {
+        &self.tables
+    }
+
+    /// Walks over `span` from the root. The caller has entered.
     pub(crate) fn walk<V: super::walk::Visitor>(&self, span: Span, visitor: &mut V) -> Result<(), V::Stop> {
         walk::<F, A, V>(&self.tables.frames, self.root, self.config.levels.count(), span, visitor)
     }
@@ -314,43 +301,6 @@ impl<F: Format, A: TableFrames> fmt::Debug for Domain<F, A> {
             .field("config", &self.config)
             .field("root", &self.root)
             .field("table_frames", &self.table_frames())
-            .finish_non_exhaustive()
-    }
-}
-
-/// The tables of a domain that was closed. Dropping it leaks them, reported through [`TableFrames::leaked`].
-#[must_use = "the table frames come back only through `complete`"]
-pub struct ClosedDomain<A: TableFrames> {
-    tables: Tables<A>,
-    list: FrameList,
-}
-
-impl<A: TableFrames> ClosedDomain<A> {
-    /// How many table frames wait in here, the root included.
-    pub fn table_frames(&self) -> u64 {
-        self.list.count()
-    }
-
-    /// Gives all table frames back. Contexts and bound as for [`Invalidation::complete`].
-    ///
-    /// # Safety
-    /// No context or PASID entry names the domain's root any more, and every unit has confirmed a domain-wide invalidation since
-    /// then.
-    pub unsafe fn complete(mut self) {
-        self.tables.unlinked(self.list.count());
-        while let Some(frame) = self.list.pop(&self.tables.frames) {
-            // SAFETY: the frame came from this allocator and was a table of this domain, which the caller says nothing walks
-            // any more.
-            unsafe { self.tables.frames.free(frame) };
-        }
-    }
-}
-
-impl<A: TableFrames> fmt::Debug for ClosedDomain<A> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("ClosedDomain")
-            .field("table_frames", &self.list.count())
             .finish_non_exhaustive()
     }
 }

@@ -51,6 +51,8 @@ pub enum DomainError {
     },
     /// Snooping is to be forced, but the hardware or the format cannot.
     NoSnoopControl,
+    /// The hardware does not snoop its tables, and the allocator does not flush them.
+    NoFlush,
     /// No frame for the root table.
     OutOfFrames,
     /// The allocator handed out a frame that the hardware cannot address.
@@ -229,6 +231,12 @@ impl fmt::Display for DomainError {
                 write!(
                     formatter,
                     "a host address width of {width} bits: give 13 to 52, as the DMAR table says"
+                )
+            }
+            Self::NoFlush => {
+                write!(
+                    formatter,
+                    "the hardware does not snoop its tables: give the frames as `FlushedFrames`"
                 )
             }
             Self::NoSnoopControl => write!(

@@ -43,6 +43,10 @@ bitflags::bitflags! {
     }
 }
 
+/// Software's bit in an entry that names a table: its line was flushed after it was written (`tables.rs`). Hardware ignores bits
+/// 52 to 61 of every entry of both formats.
+pub(crate) const FLUSHED: u64 = 1 << 52;
+
 /// What an entry says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -100,5 +104,6 @@ pub trait Format: sealed::Sealed + 'static {
 }
 
 pub(crate) mod sealed {
+    /// Implemented here only.
     pub trait Sealed {}
 }

@@ -3,8 +3,8 @@
 
 use super::{
     TableFrames,
-    domain::Tables,
     frame_list::FrameList,
+    tables::Tables,
     width::{Iova, Span},
 };
 use core::{fmt, mem};
@@ -118,20 +118,17 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
         Ok(())
     }
 
-    /// Gives the table frames back: the invalidation is complete.
+    /// Gives the table frames back: the invalidation is complete. Frames that another call may be reading at this moment come back
+    /// with a later completion, or with [`maintain`](super::Domain::maintain).
     ///
-    /// From thread and interrupt context, not from an NMI; the bound is a free for each table frame.
+    /// From thread and interrupt context, not from an NMI; the bound is a free for each table frame that waits.
     ///
     /// # Safety
     /// Every unit that the domain is attached to has confirmed that it has forgotten the ranges (or the whole domain), non-leaf
     /// entries included unless [`leaf_only`](Self::leaf_only); nothing walks the detached tables any more.
     pub unsafe fn complete(mut self) {
-        let frames = &self.tables.frames;
-        while let Some(frame) = self.detached.pop(frames) {
-            // SAFETY: the frame came from this allocator, was detached by an unmap, and the caller says that nothing walks
-            // it any more.
-            unsafe { frames.free(frame) };
-        }
+        let detached = mem::replace(&mut self.detached, FrameList::new());
+        self.tables.retire(detached);
     }
 }
 

@@ -7,10 +7,11 @@
 
 use super::{
     MapError, TableFrames,
-    domain::{DomainConfig, Tables},
+    domain::DomainConfig,
     format::{Entry, Format, Permissions},
     frame_list::FrameList,
     table::Run,
+    tables::Tables,
     walk::{Place, Step, Visitor},
     width::{Iova, PAGE, PageSizes, Span, size},
 };
@@ -128,25 +129,29 @@ impl<F: Format, A: TableFrames> Visitor for Writing<'_, F, A> {
         let found = place.table.load(place.index);
         let conflict = MapError::AlreadyMapped { iova: Iova::new(place.part.start) };
         match F::decode(found, place.level) {
-            Entry::Table(below) => return Ok(Step::Descend(below)),
+            Entry::Table(below) => {
+                self.tables.confirm(&place, found);
+                return Ok(Step::Descend(below));
+            }
             Entry::Leaf { .. } => return Err(conflict),
             Entry::Empty => {}
         }
         if self.wish.fits::<F>(place.level, place.part) {
             place.table.store(place.index, self.wish.leaf::<F>(place.part.start, place.level));
+            self.tables.flush_entry(&place);
             return Ok(Step::Skip);
         }
         let below = self.advance.pop(&self.tables.frames).ok_or(conflict)?;
-        match place.table.install(place.index, found, F::table(below)) {
-            Ok(()) => {
-                self.tables.linked(1);
-                Ok(Step::Descend(below))
-            }
+        match self.tables.link::<F>(&place, found, below) {
+            Ok(()) => Ok(Step::Descend(below)),
             // Another mapper was faster: its table serves us as well, and ours is left over.
             Err(winner) => {
                 self.advance.push(&self.tables.frames, below);
                 match F::decode(winner, place.level) {
-                    Entry::Table(below) => Ok(Step::Descend(below)),
+                    Entry::Table(below) => {
+                        self.tables.confirm(&place, winner);
+                        Ok(Step::Descend(below))
+                    }
                     Entry::Empty | Entry::Leaf { .. } => Err(conflict),
                 }
             }
@@ -156,6 +161,7 @@ impl<F: Format, A: TableFrames> Visitor for Writing<'_, F, A> {
     fn leaves(&mut self, run: Run<'_>, part: Span) -> Result<(), MapError> {
         let first = self.wish.leaf::<F>(part.start, 1);
         run.fill((0..part.length() / PAGE).map(|page| first + page * PAGE));
+        self.tables.flush(run);
         Ok(())
     }
 }

@@ -87,7 +87,7 @@ impl<F: Format, S, L: FnMut(Mapping, u64) -> Result<(), S>> Visitor for Leaves<F
 impl<F: Format, A: TableFrames> Domain<F, A> {
     /// Where `iova` goes, if it is mapped.
     ///
-    /// Thread context; the range around it must not be unmapped and completed meanwhile. One entry a level.
+    /// From thread and interrupt context, not from an NMI, whatever is unmapped meanwhile. Wait-free: one entry a level.
     pub fn translate(&self, iova: Iova) -> Option<Translation> {
         let within = iova.as_u64() & (PAGE - 1);
         let span = Span { start: iova.as_u64() - within, end: (iova.as_u64() - within).checked_add(PAGE)? };
@@ -98,12 +98,15 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
             let target = PhysAddr::new(page.target.as_u64() + within);
             Err(Translation { target, permissions: page.permissions, page_size })
         };
+        let _walk = self.tables().enter();
         self.walk(span, &mut Leaves::<F, _, _>::new(found)).err()
     }
 
     /// All mappings in ascending order, neighbours that belong together merged.
     ///
-    /// Thread context; no range that is being walked must be unmapped and completed meanwhile.
+    /// From thread and interrupt context, not from an NMI, whatever is unmapped meanwhile. The iterator holds nothing between two
+    /// steps: each walks from the root to the mapping that it returns, and sees what is mapped then; bounded by the leaves of that
+    /// mapping and the tables before it.
     pub fn mappings(&self) -> Mappings<'_, F, A> {
         Mappings { domain: self, rest: self.aperture() }
     }
@@ -127,6 +130,7 @@ impl<F: Format, A: TableFrames> Iterator for Mappings<'_, F, A> {
         if self.rest.start >= self.rest.end {
             return None;
         }
+        let _walk = self.domain.tables().enter();
         let mut merged: Option<Mapping> = None;
         let grow = |leaf: Mapping, _| {
             match merged {

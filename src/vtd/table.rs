@@ -1,6 +1,6 @@
 //! Owns the access to the entries of tables: every read and write that hardware can see, and its order.
 
-use super::{TableFrames, width::PAGE};
+use super::{TableFrames, format::Format, width::PAGE};
 use crate::{
     PhysAddr,
     sync::atomic::{AtomicU64, Ordering},
@@ -14,17 +14,34 @@ pub(crate) struct Table<'t> {
 }
 
 impl<'t> Table<'t> {
-    /// The table in the frame `frame`.
+    /// The table of the format `F` in the frame `frame`.
     ///
-    /// The callers have `frame` from an entry of a live table, from the root, or from an allocation of their own; it stays a
-    /// table until whoever swaps its entry out has completed the invalidation (INV-10).
+    /// The callers have `frame` from an entry of a live table, from the root, or from an allocation of their own, and are walkers
+    /// or the owner: it stays a table until whoever swaps its entry out has completed the invalidation and the last walker has
+    /// left (INV-10).
     #[inline(always)]
-    pub(crate) fn at<A: TableFrames + ?Sized>(frames: &'t A, frame: PhysAddr) -> Self {
+    pub(crate) fn at<F: Format, A: TableFrames + ?Sized>(frames: &'t A, frame: PhysAddr) -> Self {
+        Self::of(frames, frame, const { 1 << F::INDEX_BITS })
+    }
+
+    /// The table in the frame `frame`, whatever its entries are, word by word.
+    #[inline(always)]
+    pub(crate) fn words<A: TableFrames + ?Sized>(frames: &'t A, frame: PhysAddr) -> Self {
+        Self::of(frames, frame, const { PAGE as usize / size_of::<u64>() })
+    }
+
+    /// The entries of `frame` that link frames in lists.
+    #[inline(always)]
+    pub(crate) fn links_of<A: TableFrames + ?Sized>(frames: &'t A, frame: PhysAddr) -> Self {
+        Self::of(frames, frame, 1)
+    }
+
+    #[inline(always)]
+    fn of<A: TableFrames + ?Sized>(frames: &'t A, frame: PhysAddr, entries: usize) -> Self {
         let start = frames.pointer(frame).cast::<AtomicU64>();
-        // SAFETY: the allocator maps 4 KiB, aligned, for every frame that it has handed out, and a table is only ever reached
-        // as these atomics.
-        let entries =
-            unsafe { core::slice::from_raw_parts(start.as_ptr(), PAGE as usize / size_of::<AtomicU64>()) };
+        // SAFETY: the allocator maps 4 KiB, aligned, for every frame that it has handed out, no table has more entries than that,
+        // and a table is only ever reached as these atomics.
+        let entries = unsafe { core::slice::from_raw_parts(start.as_ptr(), entries) };
         Self { entries }
     }
 
@@ -32,6 +49,12 @@ impl<'t> Table<'t> {
     #[inline(always)]
     pub(crate) fn run(self, first: usize, count: usize) -> Run<'t> {
         Run(self.entries.get(first..).and_then(|rest| rest.get(..count)).unwrap_or_default())
+    }
+
+    /// All entries.
+    #[inline(always)]
+    pub(crate) fn all(self) -> Run<'t> {
+        Run(self.entries)
     }
 
     #[inline(always)]
@@ -43,7 +66,7 @@ impl<'t> Table<'t> {
     #[inline(always)]
     pub(crate) fn load(self, index: usize) -> u64 {
         // Ordering: Acquire pairs with the Release of `install` by another mapper, so that the table behind the entry is
-        // seen with the zeros and entries that were in it when it was linked.
+        // seen with the zeros and entries that were in it when it was linked, and with the Release of a mark.
         self.entry(index).map_or(0, |entry| entry.load(Ordering::Acquire))
     }
 
@@ -60,16 +83,17 @@ impl<'t> Table<'t> {
     /// Puts `value` in the place of `expected`, or says what is there instead.
     pub(crate) fn install(self, index: usize, expected: u64, value: u64) -> Result<(), u64> {
         let entry = self.entry(index).ok_or(0u64)?;
-        // Ordering: Release publishes the new table to the Acquire of `load` and to hardware. Acquire on failure: the loser
-        // walks on through the winner's table.
+        // Ordering: Release publishes the new table, or what a mark says was done, to the Acquire of `load` and to hardware.
+        // Acquire on failure: the loser walks on through the winner's table.
         entry.compare_exchange(expected, value, Ordering::Release, Ordering::Acquire).map(drop)
     }
 
-    /// Takes an entry out; whoever gets a table owns all below it.
-    pub(crate) fn take(self, index: usize) -> u64 {
-        // Ordering: Acquire makes the tables below ours, as written by whoever linked them. Nothing is published: that
-        // hardware has let go is what the invalidation says.
-        self.entry(index).map_or(0, |entry| entry.swap(0, Ordering::Acquire))
+    /// Takes the entry `expected` out, or says what is there instead; whoever takes a table out owns all below it.
+    pub(crate) fn remove(self, index: usize, expected: u64) -> Result<(), u64> {
+        let entry = self.entry(index).ok_or(0u64)?;
+        // Ordering: Acquire makes the tables below ours, as written by whoever linked them, and on failure lets the caller walk
+        // through what is there. Nothing is published: that hardware has let go is what the invalidation says.
+        entry.compare_exchange(expected, 0, Ordering::Acquire, Ordering::Acquire).map(drop)
     }
 }
 

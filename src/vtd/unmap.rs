@@ -2,20 +2,20 @@
 //!
 //! The first finds out that all of the range is mapped and how many tables it takes to split the large leaves of which only a
 //! part goes; these are taken before the second changes anything (INV-11). A table that lies in the range as a whole is
-//! swapped out by its entry, and what is below it then belongs to this unmap alone (INV-10).
+//! taken out by its entry, and what is below it then belongs to this unmap alone (INV-10).
 
 use super::{
     TableFrames, UnmapError,
-    domain::Tables,
     format::{Entry, Format},
     frame_list::FrameList,
     invalidation::Invalidation,
     table::{Run, Table},
+    tables::Tables,
     walk::{Place, Step, Visitor},
     width::{Iova, PAGE, Span, size},
 };
 use crate::PhysAddr;
-use core::marker::PhantomData;
+use core::{iter, marker::PhantomData};
 
 /// How many tables it takes to split a leaf at `level` so that `part` of it can go.
 fn tables_to_split<F: Format>(level: u32, part: Span) -> u64 {
@@ -84,17 +84,27 @@ impl<F: Format, A: TableFrames> Removing<'_, '_, F, A> {
         let frames = &self.tables.frames;
         let below = self.advance.pop(frames)?;
         let leaves = (0..1 << F::INDEX_BITS).map(|index| F::part(found, place.level, index));
-        Table::at(frames, below).run(0, 1 << F::INDEX_BITS).fill(leaves);
-        if place.table.install(place.index, found, F::table(below)).is_err() {
+        Table::at::<F, A>(frames, below).all().fill(leaves);
+        if self.tables.link::<F>(&place, found, below).is_err() {
             // Only a caller that breaks the contract gets here; the frame goes back with the rest, cleared.
-            Table::at(frames, below).run(0, 1 << F::INDEX_BITS).fill((0..1 << F::INDEX_BITS).map(|_| 0));
+            Table::at::<F, A>(frames, below).all().fill(iter::repeat(0));
             self.advance.push(frames, below);
             return None;
         }
-        self.tables.linked(1);
         // Hardware may hold the large leaf until it is told about all of it.
         self.invalidation.cover_tables(place.part.around(size(place.level, F::INDEX_BITS)));
         Some(below)
+    }
+
+    /// An entry was taken out, and is ours with all below it.
+    fn removed(&mut self, place: &Place<'_>, entry: Entry) {
+        self.tables.flush_entry(place);
+        if let Entry::Table(below) = entry {
+            self.invalidation.cover_tables(place.part);
+            let detached = collect::<F, A>(&self.tables.frames, below, place.level - 1);
+            self.tables.unlinked(detached.count());
+            self.invalidation.take_frames(detached);
+        }
     }
 }
 
@@ -102,40 +112,52 @@ impl<F: Format, A: TableFrames> Visitor for Removing<'_, '_, F, A> {
     type Stop = UnmapError;
 
     fn entry(&mut self, place: Place<'_>) -> Result<Step, UnmapError> {
-        let found = place.table.load(place.index);
-        match F::decode(found, place.level) {
-            Entry::Empty => Ok(Step::Skip),
-            Entry::Table(below) if !place.is_whole::<F>() => Ok(Step::Descend(below)),
-            Entry::Leaf { .. } if !place.is_whole::<F>() => {
-                Ok(self.split(place, found).map_or(Step::Skip, Step::Descend))
-            }
-            Entry::Table(_) | Entry::Leaf { .. } => {
-                // What the swap returns is ours, whatever was read before.
-                if let Entry::Table(below) = F::decode(place.table.take(place.index), place.level) {
-                    self.invalidation.cover_tables(place.part);
-                    let detached = collect::<F, A>(&self.tables.frames, below, place.level - 1);
-                    self.tables.unlinked(detached.count());
-                    self.invalidation.take_frames(detached);
+        let mut found = place.table.load(place.index);
+        loop {
+            let entry = F::decode(found, place.level);
+            match entry {
+                Entry::Empty => return Ok(Step::Skip),
+                Entry::Table(below) if !place.is_whole::<F>() => return Ok(Step::Descend(below)),
+                Entry::Leaf { .. } if !place.is_whole::<F>() => {
+                    return Ok(self.split(place, found).map_or(Step::Skip, Step::Descend));
                 }
-                Ok(Step::Skip)
+                Entry::Table(_) | Entry::Leaf { .. } => {}
+            }
+            // A retry means that hardware has set a bit, or that somebody else has changed the entry.
+            match place.table.remove(place.index, found) {
+                Ok(()) => {
+                    self.removed(&place, entry);
+                    return Ok(Step::Skip);
+                }
+                Err(now) => found = now,
             }
         }
     }
 
-    fn leaves(&mut self, run: Run<'_>, part: Span) -> Result<(), UnmapError> {
-        run.fill((0..part.length() / PAGE).map(|_| 0));
+    fn leaves(&mut self, run: Run<'_>, _part: Span) -> Result<(), UnmapError> {
+        run.fill(iter::repeat(0));
+        self.tables.flush(run);
         Ok(())
     }
 }
 
 /// All tables from `frame` of `level` down, which the caller owns. Recurses once a level.
+///
+/// Each is taken out, since somebody who walked by may be taking one out at the same time: one of both gets it.
 pub(crate) fn collect<F: Format, A: TableFrames>(frames: &A, frame: PhysAddr, level: u32) -> FrameList {
     let mut list = FrameList::new();
     if level > 1 {
-        let table = Table::at(frames, frame);
+        let table = Table::at::<F, A>(frames, frame);
         for index in 0..1 << F::INDEX_BITS {
-            if let Entry::Table(below) = F::decode(table.load(index), level) {
-                list.append(frames, collect::<F, A>(frames, below, level - 1));
+            let mut found = table.load(index);
+            while let Entry::Table(below) = F::decode(found, level) {
+                match table.remove(index, found) {
+                    Ok(()) => {
+                        list.append(frames, collect::<F, A>(frames, below, level - 1));
+                        break;
+                    }
+                    Err(now) => found = now,
+                }
             }
         }
     }

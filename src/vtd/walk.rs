@@ -52,7 +52,7 @@ pub(crate) fn walk<F: Format, A: TableFrames, V: Visitor>(
     part: Span,
     visitor: &mut V,
 ) -> Result<(), V::Stop> {
-    let table = Table::at(frames, frame);
+    let table = Table::at::<F, A>(frames, frame);
     let size = size(level, F::INDEX_BITS);
     let index = |address: u64| (address / size) as usize & ((1 << F::INDEX_BITS) - 1);
     if level == 1 {

@@ -96,6 +96,10 @@ unsafe impl TableFrames for TestFrames {
     fn leaked(&self, frames: u64) {
         self.leaked.fetch_add(frames, SeqCst);
     }
+
+    fn can_flush(&self) -> bool {
+        true
+    }
 }
 
 impl Drop for TestFrames {

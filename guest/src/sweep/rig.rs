@@ -94,6 +94,8 @@ pub fn maintain() {
 /// Demands what must hold when no operation is in progress. `critical`: whether somebody may have taken from the reserve; `rings`
 /// before the operation.
 pub fn audit(memory: &PhysicalMemory, critical: bool, rings: u32) {
+    // Tables that were taken out while the interrupted call was walking have waited for its end.
+    ledger::demand(domain().maintain() == 0, &"INV-10: a table frame waits for a call that is over");
     let stats = pool().stats();
     let held = THREAD.count() + HANDLER.count() + UNMASKABLE.count();
     let tables = domain().table_frames();

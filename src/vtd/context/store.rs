@@ -67,7 +67,7 @@ impl<A: TableFrames> Store<A> {
     }
 
     fn table(&self, frame: PhysAddr) -> Table<'_> {
-        Table::at(&self.frames, frame)
+        Table::words(&self.frames, frame)
     }
 
     fn flush(&self, frame: PhysAddr, first: usize, words: usize) {

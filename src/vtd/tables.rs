@@ -1,0 +1,130 @@
+//! Owns what a domain shares with everyone who works on its tables: the allocator, the walkers, the frames on their way back, and the
+//! way to hardware that does not snoop.
+
+use super::{
+    TableFrames,
+    format::{FLUSHED, Format},
+    frame_list::FrameList,
+    retired::Retired,
+    table::{Run, Table},
+    walk::Place,
+    walkers::{Walk, Walkers},
+};
+use crate::{PhysAddr, sync::counter};
+
+/// The tables of a domain, as domain and invalidations share them.
+pub(crate) struct Tables<A: TableFrames> {
+    pub(crate) frames: A,
+    live: counter::Shared,
+    walkers: Walkers,
+    retired: Retired,
+    /// Hardware does not snoop: every changed line is flushed.
+    flushes: bool,
+}
+
+impl<A: TableFrames> Tables<A> {
+    /// No tables yet.
+    pub(crate) fn new(frames: A, slots: usize, coherent: bool) -> Self {
+        let (walkers, retired) = (Walkers::new(slots), Retired::new());
+        Self { frames, live: counter::Shared::new(), walkers, retired, flushes: !coherent }
+    }
+
+    /// Begins a walk: while it lives, every table that the caller finds stays a table.
+    #[inline]
+    pub(crate) fn enter(&self) -> Walk<'_> {
+        self.walkers.enter()
+    }
+
+    pub(crate) fn linked(&self, tables: u64) {
+        self.live.add(tables);
+    }
+
+    pub(crate) fn unlinked(&self, tables: u64) {
+        self.live.subtract(tables);
+    }
+
+    pub(crate) fn live(&self) -> u64 {
+        self.live.get()
+    }
+
+    /// How many frames wait for walkers that may be inside.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.retired.waiting()
+    }
+
+    /// Gives frames back that no entry has ever named.
+    #[allow(unsafe_code, reason = "only what was never linked goes back at once")]
+    pub(crate) fn give_back(&self, mut unused: FrameList) {
+        while let Some(frame) = unused.pop(&self.frames) {
+            // SAFETY: the frame came from this allocator and was never in an entry, so nothing reaches it.
+            unsafe { self.frames.free(frame) };
+        }
+    }
+
+    /// Takes over tables of which hardware has let go; they go back when no walker is inside.
+    pub(crate) fn retire(&self, detached: FrameList) {
+        if detached.count() > 0 {
+            self.retired.add(&self.frames, detached);
+            self.settle();
+        }
+    }
+
+    /// Returns what nobody can be inside of any more.
+    pub(crate) fn settle(&self) {
+        self.retired.settle(&self.frames, &self.walkers);
+    }
+
+    /// Makes the entries of `run` visible to hardware.
+    #[inline(always)]
+    pub(crate) fn flush(&self, run: Run<'_>) {
+        if self.flushes {
+            run.flush(&self.frames);
+        }
+    }
+
+    /// Makes one entry visible to hardware.
+    #[inline(always)]
+    pub(crate) fn flush_entry(&self, place: &Place<'_>) {
+        self.flush(place.table.run(place.index, 1));
+    }
+
+    /// Links the table `below`, which nobody else has seen, in the place of `expected`, or says what is there instead.
+    pub(crate) fn link<F: Format>(
+        &self,
+        place: &Place<'_>,
+        expected: u64,
+        below: PhysAddr,
+    ) -> Result<(), u64> {
+        // Before the entry, since hardware may follow it at once.
+        self.flush(Table::at::<F, A>(&self.frames, below).all());
+        place.table.install(place.index, expected, F::table(below))?;
+        self.linked(1);
+        self.confirm(place, F::table(below));
+        Ok(())
+    }
+
+    /// Sees to it that hardware finds the table that `entry` names, which somebody may have linked a moment ago.
+    ///
+    /// `FLUSHED` is set when the line of the entry has been flushed after the entry was written. Whoever finds it clear flushes the
+    /// line itself: what it maps below must be reachable when it says so.
+    #[inline(always)]
+    pub(crate) fn confirm(&self, place: &Place<'_>, entry: u64) {
+        if self.flushes && entry & FLUSHED == 0 {
+            self.flush_entry(place);
+            // If the entry is another by now, the next one flushes once more.
+            let _ = place.table.install(place.index, entry, entry | FLUSHED);
+        }
+    }
+}
+
+impl<A: TableFrames> Drop for Tables<A> {
+    /// Tables that are still live here were never closed: hardware may walk them, so they stay allocated. Those that are retired
+    /// go back: nobody walks any more.
+    fn drop(&mut self) {
+        self.settle();
+        self.settle();
+        if self.live() > 0 {
+            self.frames.leaked(self.live());
+        }
+    }
+}
