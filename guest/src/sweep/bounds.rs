@@ -58,8 +58,8 @@ const LIMITS: [(Operation, &str, [u64; CONTEXTS]); 11] = [
     (Operation::Vacate, "vacate", [320, 320, 0, 0]),
     (Operation::Map, "map", [4000, 8000, 7500, 0]),
     (Operation::Unmap, "unmap", [5500, 6500, 6500, 0]),
-    (Operation::Complete, "complete", [100, 300, 230, 0]),
-    (Operation::Translate, "translate", [320, 320, 0, 0]),
+    (Operation::Complete, "complete", [460, 670, 590, 0]),
+    (Operation::Translate, "translate", [400, 400, 0, 0]),
 ];
 
 static MOST: [[AtomicU64; CONTEXTS]; LIMITS.len()] =
