@@ -1,6 +1,9 @@
 //! An allocator of table frames for tests: real memory, every misuse noticed, failure on demand.
 
-use framepool::{PhysAddr, vtd::TableFrames};
+use framepool::{
+    PhysAddr,
+    vtd::{LineFlush, TableFrames},
+};
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc},
     collections::HashSet,
@@ -96,10 +99,15 @@ unsafe impl TableFrames for TestFrames {
     fn leaked(&self, frames: u64) {
         self.leaked.fetch_add(frames, SeqCst);
     }
+}
 
-    fn can_flush(&self) -> bool {
-        true
-    }
+/// A flush for tests without hardware.
+#[derive(Clone, Copy, Debug)]
+pub struct NoHardware;
+
+// SAFETY: there is nothing that would have to see it.
+unsafe impl LineFlush for NoHardware {
+    unsafe fn flush(&self, _start: NonNull<u8>, _bytes: usize) {}
 }
 
 impl Drop for TestFrames {
