@@ -7,6 +7,7 @@ mod hand;
 mod host;
 mod ledger;
 mod machine;
+mod storm;
 mod sweep;
 
 use core::{mem::MaybeUninit, panic::PanicInfo};
@@ -34,6 +35,10 @@ extern "C" fn first_cpu(_cpu: usize, start_information: u32) -> ! {
         Some("sweep") => {
             let part = if words.next() == Some("builder") { Part::Builder } else { Part::Pool };
             sweep::run(memory, part, words.next())
+        }
+        Some("storm") => {
+            let mut number = || words.next().and_then(|word| word.parse().ok()).unwrap_or(4);
+            storm::run(memory, number(), number())
         }
         scenario => {
             say!("FAIL no scenario {scenario:?}");

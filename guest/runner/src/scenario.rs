@@ -51,6 +51,9 @@ impl Scenario {
 /// One CPU whose clocks advance by one nanosecond an instruction.
 const COUNTED: &str = "-machine q35,accel=tcg -smp 1 -icount shift=0";
 
+/// Several CPUs, each a thread of the host.
+const PARALLEL: &str = "-machine q35 -accel tcg,thread=multi -smp";
+
 /// All scenarios, the longest first.
 pub(crate) fn all() -> Vec<Scenario> {
     vec![
@@ -67,6 +70,20 @@ pub(crate) fn all() -> Vec<Scenario> {
             "sweep builder",
             COUNTED,
             300,
+        ),
+        Scenario::new(
+            "storm-4",
+            "four CPUs that allocate, free, map and interrupt each other",
+            "storm 4 900000",
+            &format!("{PARALLEL} 4"),
+            200,
+        ),
+        Scenario::new(
+            "storm-8",
+            "eight CPUs that allocate, free, map and interrupt each other",
+            "storm 8 400000",
+            &format!("{PARALLEL} 8"),
+            200,
         ),
     ]
 }

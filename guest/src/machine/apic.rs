@@ -1,5 +1,4 @@
-//! Owns the local APIC of the CPU that runs this code (xAPIC, memory-mapped): its number, its one-shot timer, messages to other
-//! CPUs.
+//! Owns the local APIC of the CPU that runs this code (xAPIC, memory-mapped): its one-shot timer, and messages to other CPUs.
 
 use core::ptr::NonNull;
 use safe_mmio::{UniqueMmioPointer, field, fields::ReadPureWrite};
@@ -17,7 +16,7 @@ struct Register {
 #[repr(C)]
 struct Registers {
     _000: [Register; 2],
-    id: Register,
+    _020: Register,
     _030: [Register; 8],
     end_of_interrupt: Register,
     _0c0: [Register; 3],
@@ -65,11 +64,6 @@ impl LocalApic {
         register!(self.spurious.write(SOFTWARE_ENABLE | 0xFF));
         register!(self.timer_divide.write(DIVIDE_BY_ONE));
         self.timer_raises(super::interrupts::TIMER);
-    }
-
-    /// The number of this CPU.
-    pub fn number(&mut self) -> usize {
-        (register!(self.id.read()) >> 24) as usize
     }
 
     pub fn end_of_interrupt(&mut self) {

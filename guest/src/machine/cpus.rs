@@ -58,7 +58,7 @@ pub fn start(count: usize) {
     }
 }
 
-/// Lets the CPU `cpu`, which is idle, do `work`.
+/// Lets the CPU `cpu`, which is idle, do `work`, to whose end [`wait`] waits.
 pub fn assign(cpu: usize, work: Work) {
     // Ordering: Release publishes what the caller prepared to the Acquire in `other_cpu`.
     WORK[cpu].store(work as usize, Ordering::Release);
