@@ -6,5 +6,6 @@ pub mod boot;
 pub mod cpus;
 pub mod interrupts;
 mod memory;
+pub mod pci;
 pub mod serial;
 pub mod start;

@@ -3,12 +3,15 @@
 #![no_std]
 #![no_main]
 
+mod dma;
+mod edu;
 mod hand;
 mod host;
 mod ledger;
 mod machine;
 mod storm;
 mod sweep;
+mod unit;
 
 use core::{mem::MaybeUninit, panic::PanicInfo};
 use framepool::FrameSource;
@@ -40,6 +43,7 @@ extern "C" fn first_cpu(_cpu: usize, start_information: u32) -> ! {
             let mut number = || words.next().and_then(|word| word.parse().ok()).unwrap_or(4);
             storm::run(memory, number(), number())
         }
+        Some("dma") => dma::run(memory, start),
         scenario => {
             say!("FAIL no scenario {scenario:?}");
             false

@@ -43,9 +43,15 @@ struct Arguments {
 /// What came of a scenario.
 struct Report {
     output: Vec<String>,
-    /// Why it failed.
-    failure: Option<String>,
+    outcome: Outcome,
     time: Duration,
+}
+
+enum Outcome {
+    Passed,
+    /// This QEMU lacks something that the scenario needs.
+    NotRun(String),
+    Failed(String),
 }
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
@@ -77,13 +83,18 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let reports = run_all(&scenarios, &kernel, &directory);
     println!("\n{:<16} {:>7}  result", "scenario", "seconds");
     for (scenario, report) in scenarios.iter().zip(&reports) {
-        let last = report.output.last().map_or("", String::as_str);
-        let result = report.failure.as_deref().unwrap_or(last);
-        let word = if report.failure.is_some() { "FAILED" } else { "passed" };
+        let (word, result) = match &report.outcome {
+            Outcome::Passed => ("passed", report.output.last().map_or("", String::as_str)),
+            Outcome::NotRun(reason) => ("not run", reason.as_str()),
+            Outcome::Failed(reason) => ("FAILED", reason.as_str()),
+        };
         println!("{:<16} {:>7.1}  {word}: {result}", scenario.name, report.time.as_secs_f32());
     }
-    let failed = reports.iter().filter(|report| report.failure.is_some()).count();
-    println!("{} passed, {failed} failed", reports.len() - failed);
+    let count =
+        |wanted: fn(&Outcome) -> bool| reports.iter().filter(|report| wanted(&report.outcome)).count();
+    let failed = count(|outcome| matches!(outcome, Outcome::Failed(_)));
+    let passed = count(|outcome| matches!(outcome, Outcome::Passed));
+    println!("{passed} passed, {failed} failed, {} skipped", reports.len() - passed - failed);
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -119,13 +130,15 @@ fn run_all(scenarios: &[Scenario], kernel: &Path, directory: &Path) -> Vec<Repor
                     let start = Instant::now();
                     let report = run(scenario, kernel, directory).unwrap_or_else(|error| Report {
                         output: Vec::new(),
-                        failure: Some(error.to_string()),
+                        outcome: Outcome::Failed(error.to_string()),
                         time: start.elapsed(),
                     });
                     println!("\n== {}: {}", scenario.name, scenario.what);
                     report.output.iter().for_each(|line| println!("{line}"));
-                    if let Some(failure) = &report.failure {
-                        println!("FAILED: {failure}");
+                    match &report.outcome {
+                        Outcome::Passed => {}
+                        Outcome::NotRun(reason) => println!("not run: {reason}"),
+                        Outcome::Failed(reason) => println!("FAILED: {reason}"),
                     }
                     reports.lock().expect("no thread panics with it")[index] = Some(report);
                 }
@@ -137,6 +150,13 @@ fn run_all(scenarios: &[Scenario], kernel: &Path, directory: &Path) -> Vec<Repor
 
 fn run(scenario: &Scenario, kernel: &Path, directory: &Path) -> Result<Report, Box<dyn Error>> {
     let start = Instant::now();
+    if let Some(property) = scenario.needs {
+        let help = Command::new(QEMU).args(["-device", "intel-iommu,help"]).output()?;
+        if !String::from_utf8_lossy(&help.stdout).contains(property) {
+            let outcome = Outcome::NotRun(format!("the unit of this QEMU has no {property}"));
+            return Ok(Report { output: Vec::new(), outcome, time: start.elapsed() });
+        }
+    }
     let files = scenario.prepare(directory)?;
     let mut command = Command::new(QEMU);
     command
@@ -148,6 +168,8 @@ fn run(scenario: &Scenario, kernel: &Path, directory: &Path) -> Result<Report, B
         .arg(kernel)
         .args(["-append", &scenario.command_line])
         .stdin(Stdio::null())
+        // Here QEMU tells of each fault that the guest provokes.
+        .stderr(Stdio::null())
         .stdout(Stdio::piped());
     let mut machine = command.spawn().map_err(|error| format!("{QEMU} does not start: {error}"))?;
     let output = machine.stdout.take().ok_or("no output")?;
@@ -175,14 +197,14 @@ fn run(scenario: &Scenario, kernel: &Path, directory: &Path) -> Result<Report, B
     // What the firmware prints before the guest starts is not ours.
     let output: Vec<String> = lines.into_iter().map(|line| line.trim_end().to_owned()).collect();
     let complaint = output.iter().find(|line| line.contains("FAIL")).cloned();
-    let failure = if !in_time {
-        Some(format!("not over within {} s", scenario.limit.as_secs()))
+    let outcome = if !in_time {
+        Outcome::Failed(format!("not over within {} s", scenario.limit.as_secs()))
     } else if let Some(complaint) = complaint {
-        Some(complaint)
+        Outcome::Failed(complaint)
     } else if code != Some(SUCCESS) {
-        Some(format!("the machine ended with {code:?}"))
+        Outcome::Failed(format!("the machine ended with {code:?}"))
     } else {
-        files.check(&output).err()
+        files.check(&output).map_or_else(Outcome::Failed, |()| Outcome::Passed)
     };
-    Ok(Report { output, failure, time: start.elapsed() })
+    Ok(Report { output, outcome, time: start.elapsed() })
 }

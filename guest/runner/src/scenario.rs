@@ -11,6 +11,8 @@ pub(crate) struct Scenario {
     /// QEMU's arguments.
     pub(crate) machine: Vec<String>,
     pub(crate) limit: Duration,
+    /// A property of the emulated unit without which the scenario cannot run.
+    pub(crate) needs: Option<&'static str>,
 }
 
 /// What the host prepared for a scenario.
@@ -39,7 +41,13 @@ impl Scenario {
             command_line: command_line.to_owned(),
             machine,
             limit: Duration::from_secs(seconds),
+            needs: None,
         }
+    }
+
+    /// The same scenario, which is reported as not run where the emulated unit lacks the property `needs`.
+    fn needing(self, needs: &'static str) -> Self {
+        Self { needs: Some(needs), ..self }
     }
 
     /// Makes the files that the scenario needs in `directory`.
@@ -53,6 +61,10 @@ const COUNTED: &str = "-machine q35,accel=tcg -smp 1 -icount shift=0";
 
 /// Several CPUs, each a thread of the host.
 const PARALLEL: &str = "-machine q35 -accel tcg,thread=multi -smp";
+
+/// One CPU, and a device that does DMA between itself and memory, behind a unit to be completed.
+const DEVICE: &str =
+    "-machine q35,accel=tcg -device edu,addr=4,dma_mask=0xffffffffffffffff -device intel-iommu,";
 
 /// All scenarios, the longest first.
 pub(crate) fn all() -> Vec<Scenario> {
@@ -85,5 +97,34 @@ pub(crate) fn all() -> Vec<Scenario> {
             &format!("{PARALLEL} 8"),
             200,
         ),
+        Scenario::new(
+            "dma-39",
+            "DMA through the tables of a unit with 39 bits of address",
+            "dma",
+            &format!("{DEVICE}aw-bits=39"),
+            120,
+        ),
+        Scenario::new(
+            "dma-48",
+            "DMA through the tables of a unit with 48 bits of address",
+            "dma",
+            &format!("{DEVICE}aw-bits=48"),
+            120,
+        ),
+        Scenario::new(
+            "dma-scalable",
+            "DMA through the tables of a unit with scalable mode",
+            "dma",
+            &format!("{DEVICE}aw-bits=48,x-scalable-mode=on"),
+            120,
+        ),
+        Scenario::new(
+            "dma-first-stage",
+            "DMA through the tables of a unit with a first stage",
+            "dma",
+            &format!("{DEVICE}aw-bits=48,x-scalable-mode=on,x-flts=on,fs1gp=on"),
+            120,
+        )
+        .needing("x-flts"),
     ]
 }
