@@ -28,8 +28,8 @@ mod reason {
     pub const BEYOND: u8 = 4;
     pub const NO_WRITE: u8 = 5;
     pub const NO_READ: u8 = 6;
-    /// The PASID table entry is not present: 0x59 in the specification, 0x58 in QEMU before 8.0.
-    pub const PASID_ENTRY_ABSENT: [u8; 2] = [0x59, 0x58];
+    /// The PASID table entry is not present: 0x59 in the specification, 0x58 in QEMU 7.2, 0x5B in QEMU 10.0.
+    pub const PASID_ENTRY_ABSENT: [u8; 3] = [0x59, 0x58, 0x5B];
     pub const FIRST_STAGE_ABSENT: u8 = 0x71;
     pub const FIRST_STAGE_NOT_CANONICAL: u8 = 0x80;
     pub const FIRST_STAGE_NO_WRITE: u8 = 0x85;
@@ -168,6 +168,8 @@ const LOADER: u64 = 0x10_0000_0000;
 const CHECKER: u64 = 0x11_0000_0000;
 const TESTED: u64 = 0x12_0000_0000;
 const ABSENT: u64 = 0x14_0000_0000;
+const READ_ONLY: u64 = 0x16_0000_0000;
+const WRITE_ONLY: u64 = 0x17_0000_0000;
 const CHAIN: u64 = 0x15_0000_0000;
 /// Transfers in a row, each started by the interrupt of the one before.
 const LINKS: usize = 6;
@@ -357,21 +359,20 @@ impl<F: Format> Bench<'_, F> {
             ABSENT,
             &[absent_read],
         );
-        Memory::of(&self.loader).fill(0, PAGE, |_| 0x11);
-        self.refused(
-            table,
-            format_args!("{place}, mapped for reading"),
-            Direction::ToMemory,
-            LOADER,
-            &[no_write],
-        );
-        table.row(
-            format_args!("{place}, memory is unchanged"),
-            Memory::of(&self.loader).holds(0, PAGE, |_| 0x11),
-        );
+        // Pages that the unit has never looked up: of one that it remembers, the emulated unit refuses without a record.
+        let frame = self.pool.alloc().expect("a frame");
+        self.map(READ_ONLY, frame.phys_addr(), PAGE, Permissions::READ);
+        Memory::of(&frame).fill(0, PAGE, |_| 0x11);
+        let what = format_args!("{place}, mapped for reading");
+        self.refused(table, what, Direction::ToMemory, READ_ONLY, &[no_write]);
+        let unchanged = Memory::of(&frame).holds(0, PAGE, |_| 0x11);
+        table.row(format_args!("{place}, memory is unchanged"), unchanged);
+        self.unmap(READ_ONLY, PAGE);
         if !first {
+            self.map(WRITE_ONLY, frame.phys_addr(), PAGE, Permissions::WRITE);
             let what = format_args!("{place}, mapped for writing");
-            self.refused(table, what, Direction::FromMemory, CHECKER, &[reason::NO_READ]);
+            self.refused(table, what, Direction::FromMemory, WRITE_ONLY, &[reason::NO_READ]);
+            self.unmap(WRITE_ONLY, PAGE);
         }
         let beyond = if first { reason::FIRST_STAGE_NOT_CANONICAL } else { reason::BEYOND };
         let width = self.domain.config().address_width;
