@@ -4,7 +4,7 @@
 //! is only who writes what where, and who waits for whom. Sections are those of the VT-d specification.
 
 use crate::{
-    host::Pool,
+    host::FlushedFrames,
     machine::{
         apic::MESSAGE_ADDRESS,
         interrupts::{self, IOMMU_FAULT, Interrupted},
@@ -12,11 +12,13 @@ use crate::{
 };
 use bitflags::bitflags;
 use core::{
-    arch::x86_64::{_mm_clflush, _mm_mfence},
     ptr::NonNull,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
-use framepool::{PhysAddr, vtd::*};
+use framepool::{
+    PhysAddr,
+    vtd::{context::*, *},
+};
 use safe_mmio::{
     UniqueMmioPointer, field,
     fields::{ReadPure, ReadPureWrite, WriteOnly},
@@ -57,6 +59,7 @@ bitflags! {
     struct Global: u32 {
         const TRANSLATION = 1 << 31;
         const ROOT_TABLE = 1 << 30;
+        const WRITE_BUFFER = 1 << 27;
         const QUEUE = 1 << 26;
     }
 
@@ -80,38 +83,11 @@ const WIDE: u64 = 1 << 11;
 const QUEUE_BYTES: u64 = 4096;
 const RECORD_VALID: u64 = 1 << 63;
 const RECORD_READ: u64 = 1 << 62;
-/// The PASID with which requests without one are tagged.
-const NO_PASID: Pasid = Pasid::ZERO;
-
-/// A frame as the words that hardware reads.
-fn words(pool: &Pool, frame: PhysAddr) -> &'static [AtomicU64] {
-    let start = TableFrames::pointer(pool, frame).cast::<AtomicU64>();
-    // SAFETY: the callers took the frame from the pool for the unit's own structures, and it is only ever reached as atomics.
+/// A frame of the queue, or the word that a wait descriptor writes.
+fn words(frames: FlushedFrames, frame: PhysAddr) -> &'static [AtomicU64] {
+    let start = frames.pointer(frame).cast::<AtomicU64>();
+    // SAFETY: the unit took the frame for this, and only ever reaches it as atomics.
     unsafe { core::slice::from_raw_parts(start.as_ptr(), 512) }
-}
-
-/// Writes `words` so that hardware never sees a part of them: the first, which says that they are there, last.
-fn publish(place: &[AtomicU64], words: &[u64]) {
-    for (place, word) in place.iter().zip(words).skip(1) {
-        // Ordering: Relaxed; the Release below publishes it.
-        place.store(*word, Ordering::Relaxed);
-    }
-    flush(place);
-    if let (Some(place), Some(word)) = (place.first(), words.first()) {
-        // Ordering: Release, to the hardware that reads the entry.
-        place.store(*word, Ordering::Release);
-    }
-    flush(place);
-}
-
-/// Brings lines to where a unit that does not snoop reads them.
-fn flush(words: &[AtomicU64]) {
-    for line in words.chunks(8) {
-        // SAFETY: the line is mapped, and flushing it changes nothing.
-        unsafe { _mm_clflush(line.as_ptr().cast()) };
-    }
-    // SAFETY: every processor with SSE2 has the instruction.
-    unsafe { _mm_mfence() };
 }
 
 /// What was refused.
@@ -124,11 +100,10 @@ pub struct Fault {
     pub read: bool,
 }
 
-/// What a device is translated by.
-#[derive(Clone, Copy)]
-pub enum Root {
-    Second(PhysAddr, Levels),
-    First(PhysAddr, Levels),
+/// The tables by which the unit finds the domain of a device.
+enum Tables {
+    Legacy(LegacyTables<FlushedFrames>),
+    Scalable(ScalableTables<FlushedFrames>),
 }
 
 /// One unit.
@@ -136,12 +111,12 @@ pub struct Unit {
     registers: UniqueMmioPointer<'static, Registers>,
     pub capabilities: Capabilities,
     pub mode: TranslationMode,
-    pool: &'static Pool,
-    root: &'static [AtomicU64],
+    frames: FlushedFrames,
+    tables: Option<Tables>,
     queue: PhysAddr,
     tail: u64,
-    done: &'static [AtomicU64],
-    done_address: PhysAddr,
+    /// Where a wait descriptor writes how many there were.
+    done: PhysAddr,
     waits: u32,
 }
 
@@ -165,29 +140,45 @@ impl Unit {
 
     /// Brings the unit at `address` up: queue first, then an empty root table, then what may be cached is forgotten, faults raise
     /// interrupts, and from there on nothing passes that is not mapped.
-    pub fn bring_up(address: PhysAddr, mode: TranslationMode, pool: &'static Pool) -> Self {
-        let frame = || TableFrames::allocate(pool).expect("a frame for the unit");
-        let (root, queue, done) = (frame(), frame(), frame());
+    pub fn bring_up(address: PhysAddr, host_width: u8, mode: TranslationMode, frames: FlushedFrames) -> Self {
+        let capabilities = Self::capabilities_at(address);
+        assert!(
+            capabilities.queued_invalidation(),
+            "a unit that only takes registers refuses them in scalable mode"
+        );
+        let (tables, root) = match mode {
+            TranslationMode::Legacy => {
+                let tables =
+                    LegacyTables::new(capabilities, host_width, frames).expect("frames for the unit");
+                let root = tables.root().as_u64();
+                (Tables::Legacy(tables), root)
+            }
+            TranslationMode::Scalable => {
+                let tables =
+                    ScalableTables::new(capabilities, host_width, frames).expect("frames for the unit");
+                let root = tables.root().as_u64() | SCALABLE;
+                (Tables::Scalable(tables), root)
+            }
+        };
+        let frame = || frames.allocate().expect("a frame for the unit");
         let mut unit = Self {
             registers: Self::registers_at(address),
-            capabilities: Self::capabilities_at(address),
+            capabilities,
             mode,
-            pool,
-            root: words(pool, root),
-            queue,
+            frames,
+            tables: Some(tables),
+            queue: frame(),
             tail: 0,
-            done: words(pool, done),
-            done_address: done,
+            done: frame(),
             waits: 0,
         };
-        let scalable = mode == TranslationMode::Scalable;
-        flush(unit.root);
+        let wide = if mode == TranslationMode::Scalable { WIDE } else { 0 };
         unit.end(Global::TRANSLATION);
         unit.end(Global::QUEUE);
         field!(unit.registers, queue_tail).write(0);
-        field!(unit.registers, queue_address).write(queue.as_u64() | if scalable { WIDE } else { 0 });
+        field!(unit.registers, queue_address).write(unit.queue.as_u64() | wide);
         unit.begin(Global::QUEUE);
-        field!(unit.registers, root_table).write(root.as_u64() | if scalable { SCALABLE } else { 0 });
+        field!(unit.registers, root_table).write(root);
         unit.begin(Global::ROOT_TABLE);
         unit.forget_all();
         unit.report_faults(address);
@@ -198,34 +189,27 @@ impl Unit {
     /// Switches the unit off, and gives its frames back.
     pub fn shut_down(mut self) {
         self.end(Global::TRANSLATION);
+        self.forget_all();
         self.end(Global::QUEUE);
-        let mut frames = [None; 64];
-        let mut count = 0;
-        let mut note = |frame| {
-            frames[count] = Some(frame);
-            count += 1;
-        };
-        for root in self.root.iter().map(|word| word.load(Ordering::Relaxed)).filter(|word| word & 1 != 0) {
-            let table = PhysAddr::new(root & !0xFFF);
-            note(table);
-            if self.mode == TranslationMode::Scalable {
-                for word in words(self.pool, table)
-                    .chunks(4)
-                    .map(|entry| entry[0].load(Ordering::Relaxed))
-                    .filter(|word| word & 1 != 0)
-                {
-                    let directory = PhysAddr::new(word & !0xFFF);
-                    note(PhysAddr::new(words(self.pool, directory)[0].load(Ordering::Relaxed) & !0xFFF));
-                    note(directory);
-                }
+        // SAFETY: the unit translates nothing any more and has forgotten everything; its queue is off, so it reads and writes
+        // neither of the two frames.
+        unsafe {
+            match self.tables.take() {
+                Some(Tables::Legacy(tables)) => tables.close().complete(),
+                Some(Tables::Scalable(tables)) => tables.close().complete(),
+                None => {}
             }
+            self.frames.free(self.queue);
+            self.frames.free(self.done);
         }
-        note(self.queue);
-        note(self.done_address);
-        note(PhysAddr::new(self.root.as_ptr().addr() as u64));
-        for frame in frames.into_iter().flatten() {
-            // SAFETY: the unit is off and walks nothing; each frame is in one place of its structures.
-            unsafe { TableFrames::free(self.pool, frame) };
+    }
+
+    /// How many frames the tables take that lead to the domains.
+    pub fn table_frames(&self) -> u64 {
+        match &self.tables {
+            Some(Tables::Legacy(tables)) => tables.table_frames(),
+            Some(Tables::Scalable(tables)) => tables.table_frames(),
+            None => 0,
         }
     }
 
@@ -259,14 +243,14 @@ impl Unit {
     /// Submits descriptors and waits until hardware has done what they say (section 6.5.2).
     pub fn submit(&mut self, descriptors: impl IntoIterator<Item = Descriptor>) {
         self.waits += 1;
-        let status = StatusWrite::new(self.done_address, self.waits);
+        let status = StatusWrite::new(self.done, self.waits);
         for descriptor in descriptors {
             self.enqueue(descriptor);
         }
         self.enqueue(Descriptor::Wait(Wait { status, fence: true, ..Wait::default() }));
         field!(self.registers, queue_tail).write(self.tail);
         // Ordering: Acquire: what hardware did before it wrote the word is done.
-        while self.done[0].load(Ordering::Acquire) as u32 != self.waits {
+        while words(self.frames, self.done)[0].load(Ordering::Acquire) as u32 != self.waits {
             let status = FaultStatus::from_bits_retain(field!(self.registers, fault_status).read());
             if status.contains(FaultStatus::QUEUE_ERROR) {
                 panic!("the unit refuses a descriptor, at {:#x}", field!(self.registers, queue_head).read());
@@ -276,16 +260,21 @@ impl Unit {
     }
 
     fn enqueue(&mut self, descriptor: Descriptor) {
-        let place = &words(self.pool, self.queue)[self.tail as usize / 8..];
-        let length = if self.mode == TranslationMode::Scalable {
-            publish(&place[..4], &descriptor.encode());
-            32
-        } else {
-            let narrow = descriptor.encode_narrow().expect("legacy mode has no wide descriptors");
-            publish(&place[..2], &narrow);
-            16
+        let (words_used, descriptor) = match self.mode {
+            TranslationMode::Scalable => (4, descriptor.encode()),
+            TranslationMode::Legacy => {
+                let [low, high] = descriptor.encode_narrow().expect("legacy mode has no wide descriptors");
+                (2, [low, high, 0, 0])
+            }
         };
-        self.tail = (self.tail + length) % QUEUE_BYTES;
+        let place = &words(self.frames, self.queue)[self.tail as usize / 8..][..words_used];
+        for (place, word) in place.iter().zip(descriptor) {
+            // Ordering: Release, to the hardware that reads the descriptor after the tail has moved.
+            place.store(word, Ordering::Release);
+        }
+        // SAFETY: the words are in the queue's frame.
+        unsafe { self.frames.flush(NonNull::from(place).cast(), words_used * 8) };
+        self.tail = (self.tail + words_used as u64 * 8) % QUEUE_BYTES;
     }
 
     fn iotlb(&self, selection: IotlbSelection) -> Descriptor {
@@ -304,82 +293,80 @@ impl Unit {
         self.submit([all]);
     }
 
-    /// Translates the requests of `source` by the tables of a domain, which `id` tags, from now on.
-    pub fn attach(&mut self, source: SourceId, root: Root, id: DomainId) {
-        match self.mode {
-            TranslationMode::Legacy => self.attach_legacy(source, root, id),
-            TranslationMode::Scalable => self.attach_scalable(source, root, id),
+    /// Tells the unit what a change of its tables demands, step by step.
+    fn tell(&mut self, change: EntryChange) {
+        for step in change.steps() {
+            self.submit([step]);
         }
-        self.forget_all();
-    }
-
-    /// The table that `entry` names, made if it names none.
-    fn below(&self, entry: &[AtomicU64], encode: impl Fn(PhysAddr) -> u64) -> &'static [AtomicU64] {
-        let known = entry[0].load(Ordering::Relaxed);
-        if known & 1 != 0 {
-            return words(self.pool, PhysAddr::new(known & !0xFFF));
-        }
-        let table = TableFrames::allocate(self.pool).expect("a frame for the unit");
-        flush(words(self.pool, table));
-        publish(&entry[..1], &[encode(table)]);
-        words(self.pool, table)
-    }
-
-    fn attach_legacy(&mut self, source: SourceId, root: Root, id: DomainId) {
-        let Root::Second(root, levels) = root else { panic!("legacy mode has no first stage") };
-        let at = usize::from(source.bus()) * 2;
-        let contexts = self
-            .below(&self.root[at..at + 2], |context_table| RootEntry { context_table }.encode().unwrap()[0]);
-        let translation = ContextTranslation::SecondStage { root, levels, device_tlb: false };
-        let at = usize::from(source.devfn()) * 2;
-        publish(&contexts[at..at + 2], &ContextEntry::new(translation, id).encode().unwrap());
-    }
-
-    fn attach_scalable(&mut self, source: SourceId, root: Root, id: DomainId) {
-        use framepool::vtd::context::*;
-        let upper = usize::from(source.devfn() >> 7);
-        let at = usize::from(source.bus()) * 2 + upper;
-        let contexts = self.below(&self.root[at..=at], |table| table.as_u64() | 1);
-        let at = usize::from(source.devfn() & 0x7F) * 4;
-        let directory = self.below(&contexts[at..at + 4], |table| table.as_u64() | 1);
-        let pasids = self.below(&directory[..1], |table| table.as_u64() | 1);
-        let translation = match root {
-            Root::Second(root, levels) => {
-                PasidTranslation::SecondStage(SecondStageRoot { root, levels, accessed_dirty: false })
+        if change.needs_write_buffer_flush() {
+            let running = self.status() & (Global::TRANSLATION | Global::QUEUE).bits();
+            self.command(running | Global::WRITE_BUFFER.bits());
+            while self.status() & Global::WRITE_BUFFER.bits() != 0 {
+                core::hint::spin_loop();
             }
-            Root::First(root, levels) => PasidTranslation::FirstStage(FirstStageRoot {
-                root,
-                levels,
-                supervisor_requests: false,
-                write_protect: false,
-            }),
+        }
+    }
+
+    /// Translates the requests of `source` by the tables of `domain`, which `id` tags, from now on.
+    ///
+    /// # Safety
+    /// The domain lives until the device is detached.
+    pub unsafe fn attach<F: Format>(
+        &mut self,
+        source: SourceId,
+        domain: &Domain<F, FlushedFrames>,
+        id: DomainId,
+    ) -> Result<(), AttachError> {
+        let (root, levels) = (domain.root(), domain.levels());
+        let change = match self.tables.as_ref() {
+            Some(Tables::Legacy(tables)) => {
+                let translation = ContextTranslation::SecondStage { root, levels, device_tlb: false };
+                // SAFETY: the caller's.
+                unsafe { tables.attach(source, ContextEntry::new(translation, id))? }
+            }
+            Some(Tables::Scalable(tables)) => {
+                let translation = match F::STAGE {
+                    Stage::Second => {
+                        PasidTranslation::SecondStage(SecondStageRoot { root, levels, accessed_dirty: false })
+                    }
+                    Stage::First => PasidTranslation::FirstStage(FirstStageRoot {
+                        root,
+                        levels,
+                        supervisor_requests: false,
+                        write_protect: false,
+                    }),
+                };
+                let change = tables.attach_device(source, DeviceConfig::default())?;
+                // SAFETY: the caller's; one thread attaches and detaches.
+                let second = unsafe { tables.attach(source, Pasid::ZERO, PasidEntry::new(translation, id))? };
+                self.tell(change);
+                second
+            }
+            None => return Ok(()),
         };
-        let at = NO_PASID.get() as usize * 8;
-        // Clear what another domain left first, as the specification demands of an entry that changes.
-        publish(&pasids[at..at + 8], &[0; 8]);
-        publish(&pasids[at..at + 8], &PasidEntry::new(translation, id).encode().unwrap());
+        self.tell(change);
+        Ok(())
     }
 
     /// Takes a device's translation away: from now on its requests are refused.
-    pub fn detach(&mut self, source: SourceId) {
-        let at = usize::from(source.bus()) * 2;
-        let entry = match self.mode {
-            TranslationMode::Legacy => {
-                let contexts =
-                    words(self.pool, PhysAddr::new(self.root[at].load(Ordering::Relaxed) & !0xFFF));
-                &contexts[usize::from(source.devfn()) * 2]
-            }
-            TranslationMode::Scalable => {
-                let half = &self.root[at + usize::from(source.devfn() >> 7)];
-                let contexts = words(self.pool, PhysAddr::new(half.load(Ordering::Relaxed) & !0xFFF));
-                let context = &contexts[usize::from(source.devfn() & 0x7F) * 4];
-                let directory = words(self.pool, PhysAddr::new(context.load(Ordering::Relaxed) & !0xFFF));
-                let pasids = words(self.pool, PhysAddr::new(directory[0].load(Ordering::Relaxed) & !0xFFF));
-                &pasids[NO_PASID.get() as usize * 8]
-            }
-        };
-        publish(core::slice::from_ref(entry), &[0]);
-        self.forget_all();
+    pub fn detach(&mut self, source: SourceId) -> Result<(), AttachError> {
+        let Some(tables) = self.tables.take() else { return Ok(()) };
+        match &tables {
+            Tables::Legacy(tables) => self.let_go(tables.detach(source)?),
+            // SAFETY: one thread attaches and detaches.
+            Tables::Scalable(tables) => unsafe {
+                self.let_go(tables.detach(source, Pasid::ZERO)?);
+                self.let_go(tables.detach_device(source)?);
+            },
+        }
+        self.tables = Some(tables);
+        Ok(())
+    }
+
+    fn let_go(&mut self, detached: Detached<'_, FlushedFrames>) {
+        self.tell(detached.change());
+        // SAFETY: the unit has confirmed every step.
+        unsafe { detached.complete() };
     }
 
     /// Makes hardware forget what `invalidation` of a domain of the stage `stage` says, and only then gives the table frames back.
@@ -413,7 +400,7 @@ impl Unit {
     /// Forgets some pages of a domain, or all of it.
     fn forget(&mut self, stage: Stage, id: DomainId, pages: Option<Pages>) {
         let descriptor = match (stage, pages) {
-            (Stage::First, pages) => Descriptor::PasidIotlb { domain: id, pasid: NO_PASID, pages },
+            (Stage::First, pages) => Descriptor::PasidIotlb { domain: id, pasid: Pasid::ZERO, pages },
             (Stage::Second, Some(pages)) => self.iotlb(IotlbSelection::Pages(id, pages)),
             (Stage::Second, None) => self.iotlb(IotlbSelection::Domain(id)),
         };
