@@ -45,6 +45,7 @@ mod first_stage;
 mod flush;
 mod format;
 mod frame_list;
+mod hardware;
 #[allow(unsafe_code, reason = "takes the caller's word that hardware has let go")]
 mod invalidation;
 mod map;
@@ -62,7 +63,7 @@ mod walk;
 mod walkers;
 mod width;
 
-pub use capabilities::{Capabilities, CapabilityError, Hardware, TranslationMode};
+pub use capabilities::{Capabilities, TranslationMode};
 pub use close::ClosedDomain;
 pub use context::{ContextEntry, ContextTranslation, EntryError, RootEntry};
 pub use descriptor::{
@@ -78,6 +79,7 @@ pub use first_stage::FirstStage;
 pub use flush::CacheLineFlush;
 pub use flush::{FlushedFrames, LineFlush};
 pub use format::{Entry, Format, Permissions, Stage};
+pub use hardware::{CapabilityError, Hardware};
 pub use invalidation::{Invalidation, IovaRange};
 pub use mappings::{Dump, Mapping, Mappings, Translation};
 pub use page_block::{Blocks, PageBlock, Selection};

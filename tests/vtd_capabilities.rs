@@ -192,6 +192,17 @@ fn reserved(stage: Stage, capability: u64, extended: u64, level: u32, entry: u64
     entry & (low_address | beyond | size | others)
 }
 
+/// What a first-stage entry must have set: present, for users, accessed, and dirty if it is a leaf that can be written; the unit
+/// would otherwise have to write to it.
+fn missing(stage: Stage, level: u32, entry: u64) -> u64 {
+    let leaf = level == 1 || level <= 3 && entry & 0x80 != 0;
+    match stage {
+        Stage::First if leaf && entry & 2 != 0 => !entry & 0x65,
+        Stage::First => !entry & 0x25,
+        Stage::Second => 0,
+    }
+}
+
 /// An address, another, a number of pages, and their size as a power of two.
 type Wish = (u64, u64, u64, u32);
 
@@ -250,7 +261,8 @@ fn check_unit<F: Format>(
     }
     let mut refused = Vec::new();
     each_entry(&frames, domain.root(), levels.count(), &mut |entry, level| {
-        if reserved(F::STAGE, capability, extended, level, entry) != 0 {
+        let wrong = reserved(F::STAGE, capability, extended, level, entry) | missing(F::STAGE, level, entry);
+        if wrong != 0 {
             refused.push((level, entry));
         }
     });

@@ -21,7 +21,7 @@ use std::{
 const LEGACY: Capabilities = Capabilities::from_registers(0x00d2_008c_222f_0606, 0x00f0_0f4a);
 /// Scalable mode with both stages, nesting, PASIDs, device TLBs, page requests, supervisor requests, snoop control, snooped walks, A/D.
 const SCALABLE_BITS: u64 =
-    1 << 43 | 3 << 46 | 1 << 26 | 1 << 40 | 19 << 35 | 1 << 2 | 5 << 29 | 1 << 7 | 1 << 48 | 1 << 45;
+    1 << 43 | 3 << 46 | 1 << 26 | 1 << 40 | 19 << 35 | 1 << 2 | 5 << 29 | 1 << 7 | 3 << 48 | 1 << 45;
 const SCALABLE: Capabilities =
     Capabilities::from_registers(0x10d2_008c_222f_0e06, 0x00f0_0f4a | SCALABLE_BITS);
 
@@ -487,6 +487,11 @@ fn every_missing_feature_of_scalable_mode_is_named() {
     }
     for (missing, config, feature) in [
         (1 << 40, DeviceConfig { pasids: true, ..DeviceConfig::default() }, Feature::Pasids),
+        (
+            1 << 49,
+            DeviceConfig { default_pasid: Pasid::new(1).unwrap(), ..DeviceConfig::default() },
+            Feature::DefaultPasid,
+        ),
         (1 << 2, DeviceConfig { device_tlb: true, ..DeviceConfig::default() }, Feature::DeviceTlb),
         (1 << 29, DeviceConfig { page_requests: true, ..DeviceConfig::default() }, Feature::PageRequests),
     ] {
@@ -495,6 +500,13 @@ fn every_missing_feature_of_scalable_mode_is_named() {
         assert_eq!(tables.attach_device(device, config), Err(AttachError::Unsupported(feature)));
         close(&memory, tables.close());
     }
+    // PSS 5: PASIDs of 6 bits.
+    let short = Capabilities::from_registers(capability, extended & !(0x1F << 35) | 5 << 35);
+    let tables = ScalableTables::new(short, 48, &memory).unwrap();
+    assert!(tables.attach_device(device, DeviceConfig::default()).is_ok());
+    assert_eq!(attach_pasid(&tables, device, 64, four), Err(AttachError::Unsupported(Feature::Pasids)));
+    assert!(attach_pasid(&tables, device, 63, four).is_ok());
+    close(&memory, tables.close());
     let error = AttachError::Unsupported(Feature::Mode(TranslationMode::Scalable));
     assert_eq!(ScalableTables::new(LEGACY, 48, &memory).err(), Some(error));
 }

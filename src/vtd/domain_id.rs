@@ -107,9 +107,10 @@ impl<const WORDS: usize> DomainIds<WORDS> {
     /// The lowest id that is free, or nothing. Lock-free, from any context; bound: `WORDS` words, and a retry for each id that
     /// somebody else takes meanwhile.
     pub fn take(&self) -> Option<DomainId> {
-        self.taken.iter().zip(0u16..).find_map(|(word, index)| {
-            let bit = take_bit(word)?;
-            DomainId::new(index * u64::BITS as u16 + bit as u16)
+        self.taken.iter().enumerate().find_map(|(index, word)| {
+            // The bits of numbers beyond 65,535 are set for ever.
+            let number = index * u64::BITS as usize + take_bit(word)? as usize;
+            u16::try_from(number).ok().and_then(DomainId::new)
         })
     }
 

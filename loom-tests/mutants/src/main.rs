@@ -70,8 +70,18 @@ enum Fate {
 }
 
 /// What is copied; everything else (examples, recordings) is left out.
-const SOURCES: [&str; 8] =
-    ["Cargo.toml", "Cargo.lock", "README.md", "src", "tests", "loom-tests", "guest", "examples/replay"];
+const SOURCES: [&str; 10] = [
+    "Cargo.toml",
+    "Cargo.lock",
+    "README.md",
+    "src",
+    "tests",
+    "loom-tests",
+    "guest",
+    "examples/replay",
+    "examples/traces/DMAR.bin",
+    "examples/traces/DMAR-net.bin",
+];
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let arguments = Arguments::parse();

@@ -56,6 +56,8 @@ pub enum Feature {
     DeviceTlb,
     /// Requests with a PASID, or with one of so many bits.
     Pasids,
+    /// Requests without a PASID that are translated by another than PASID 0.
+    DefaultPasid,
     /// Page requests.
     PageRequests,
     /// Requests with the rights of a supervisor.
@@ -152,6 +154,7 @@ impl fmt::Display for Feature {
             Self::PassThrough => write!(formatter, "requests that pass through"),
             Self::DeviceTlb => write!(formatter, "TLBs in devices"),
             Self::Pasids => write!(formatter, "such PASIDs"),
+            Self::DefaultPasid => write!(formatter, "default PASIDs but 0"),
             Self::PageRequests => write!(formatter, "page requests"),
             Self::SupervisorRequests => write!(formatter, "supervisor requests"),
             Self::SnoopControl => write!(formatter, "snoop control"),

@@ -39,7 +39,7 @@ pub struct SecondStageRoot {
     /// The levels (AW).
     pub levels: Levels,
     /// Hardware sets A and D in the entries (SSADE); the unit must have
-    /// [`Capabilities::second_stage_accessed_dirty`](crate::vtd::Capabilities::second_stage_accessed_dirty), and coherent walks.
+    /// [`Capabilities::second_stage_accessed_dirty`](crate::vtd::Capabilities::second_stage_accessed_dirty).
     pub accessed_dirty: bool,
 }
 

@@ -96,6 +96,8 @@ impl<A: TableFrames> ScalableTables<A> {
     /// [`AttachError`] names what is wrong, or what the unit does not have; the tables are then what they were.
     pub fn attach_device(&self, source: SourceId, config: DeviceConfig) -> Result<EntryChange, AttachError> {
         require(!config.pasids || self.unit.pasid_bits().is_some(), Feature::Pasids)?;
+        let zero = config.default_pasid == Pasid::ZERO;
+        require(zero || self.unit.default_pasids(), Feature::DefaultPasid)?;
         require(!config.device_tlb || self.unit.device_tlb(), Feature::DeviceTlb)?;
         require(!config.page_requests || self.unit.page_requests(), Feature::PageRequests)?;
         check_pasid(config.default_pasid)?;
@@ -173,6 +175,8 @@ impl<A: TableFrames> ScalableTables<A> {
         pasid: Pasid,
         entry: PasidEntry,
     ) -> Result<EntryChange, AttachError> {
+        let bits = self.unit.pasid_bits().unwrap_or(PASID_BITS);
+        require(u64::from(pasid.get()) >> bits == 0, Feature::Pasids)?;
         self.check(entry)?;
         let words = entry.encode()?;
         let occupied = AttachError::PasidOccupied { source, pasid };

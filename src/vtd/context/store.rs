@@ -150,7 +150,7 @@ impl<A: TableFrames> Store<A> {
         for (index, &word) in (first + 1..).zip(rest) {
             table.store(index, word);
         }
-        // A Release store: the other words are there before P is.
+        // Ordering: a Release store, to hardware and the Acquire loads of readers: the other words are there before P is.
         table.store(first, *low);
         self.flush(frame, first, N);
         true
@@ -174,7 +174,7 @@ impl<A: TableFrames> Store<A> {
     pub(super) fn vacate(&self, frame: PhysAddr, first: usize, words: usize) {
         let table = self.table(frame);
         (first + 1..first + words).for_each(|index| table.store(index, 0));
-        // A Release store, to the fence of the next who enters something.
+        // Ordering: a Release store, to the Acquire fence of the next who enters something, so that its words come after these zeros.
         table.store(first, 0);
         self.flush(frame, first, words);
     }
