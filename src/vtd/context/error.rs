@@ -194,7 +194,10 @@ impl fmt::Display for AttachError {
                 write!(formatter, "PASID {} is beyond the directory: 15 bits fit", pasid.get())
             }
             Self::NoFlush => {
-                write!(formatter, "the unit does not snoop: give an allocator that flushes")
+                write!(
+                    formatter,
+                    "the unit does not snoop: give an allocator that flushes, see FlushedFrames"
+                )
             }
             Self::OutOfFrames => {
                 write!(formatter, "a frame for a table is lacking: free some, or wait for the pool's worker")
