@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::tables::TestFrames;
+use common::tables::{NoHardware, TestFrames};
 use framepool::{PhysAddr, vtd::context::*, vtd::*};
 use proptest::prelude::*;
 
@@ -146,7 +146,7 @@ fn entries_made_from_domains_name_them() {
     assert_eq!(entry.encode(), Ok([root | 0x85, 1 << 23 | 9, 0, 0, 0, 0, 0, 0]), "it does not flush");
     let mut config = DomainConfig::first_stage(Levels::Five);
     config.hardware.coherent = false;
-    let first = FirstStageDomain::new(config, &frames).unwrap();
+    let first = FirstStageDomain::new(config, FlushedFrames::new(&frames, NoHardware)).unwrap();
     let root = first.root().as_u64();
     assert_eq!(PasidEntry::first_stage(&first, id(9)).encode(), Ok([0x4D, 9, root | 4, 0, 0, 0, 0, 0]));
     // SAFETY: no device walks these tables.
