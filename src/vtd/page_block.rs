@@ -44,8 +44,8 @@ impl PageBlock {
         Self { start: Iova::new(address.as_u64() & !Self::last_offset(mask)), mask }
     }
 
-    /// The smallest block that contains all of `range`. Over-invalidates by less than a block of twice the size, if the range lies
-    /// badly by much more.
+    /// The smallest block that contains all of `range`, which is not empty and does not wrap around. It can be much larger: two
+    /// pages on both sides of a gibibyte's border take two gibibytes at least.
     pub const fn covering(range: IovaRange) -> Self {
         let (first, last) =
             (range.start.as_u64(), range.start.as_u64().wrapping_add(range.length.wrapping_sub(1)));
