@@ -55,6 +55,8 @@ pub use pool::{
 };
 #[cfg(any(feature = "std", loom))]
 pub use raw::doorbell::Doorbell;
+#[cfg(all(feature = "std", target_arch = "x86_64", target_pointer_width = "64"))]
+pub use raw::rseq::Rseq;
 pub use raw::{claim::Claim, slot::SlotOwnership};
 #[cfg(feature = "std")]
 pub use source::anonymous::{AnonymousMemory, AnonymousMemoryBuilder, HugePages};

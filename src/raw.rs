@@ -14,6 +14,8 @@ pub mod magazine;
 pub mod numbers;
 pub mod overflow;
 pub mod registry;
+#[cfg(any(all(feature = "std", target_arch = "x86_64", target_pointer_width = "64"), loom))]
+pub mod rseq;
 pub mod slot;
 pub mod stack;
 pub mod turn;

@@ -110,7 +110,7 @@ pub(crate) mod counter {
             self.0.fetch_add(amount, Ordering::Relaxed);
         }
 
-        #[cfg(feature = "vtd")]
+        #[cfg(any(feature = "vtd", feature = "std"))]
         pub(crate) fn subtract(&self, amount: u64) {
             // Ordering: Relaxed; as in `add`.
             self.0.fetch_sub(amount, Ordering::Relaxed);

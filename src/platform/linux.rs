@@ -1,11 +1,32 @@
 //! The Linux process as a host: the kernel's CPU number, and a futex to wake the worker thread.
 
 use super::Platform;
-use crate::raw::{claim::Claim, doorbell::Doorbell};
+use crate::raw::doorbell::Doorbell;
+
+#[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64")))]
+use crate::raw::claim::Claim as Ownership;
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64"))]
+use crate::raw::rseq::Rseq as Ownership;
 
 /// A pool's host in a Linux process.
+///
+/// On x86-64 a CPU's cache is owned by restartable sequences if the C library has registered them (glibc 2.35 or later, unless it
+/// was told not to) and the kernel can end those of another CPU (Linux 5.10 or later), and by [`Claim`](crate::Claim) otherwise:
+/// found once, when the platform is made. Children of `vfork`, or of `clone` with `CLONE_VM` and without `CLONE_THREAD`, must not
+/// use a pool of their parent.
+///
+/// ```
+/// use framepool::{AnonymousMemory, Builder, LinuxPlatform};
+///
+/// let platform = LinuxPlatform::claiming(); // instead of `new`
+/// assert!(!platform.uses_restartable_sequences());
+/// let pool = Builder::new(64).start_on(platform, AnonymousMemory::new(64)?)?;
+/// assert!(pool.alloc().is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct LinuxPlatform {
+    ownership: Ownership,
     doorbell: Doorbell,
 }
 
@@ -16,12 +37,28 @@ impl Default for LinuxPlatform {
 }
 
 impl LinuxPlatform {
-    /// A platform whose doorbell nobody has rung.
+    /// A platform that uses restartable sequences if this process has them, and whose doorbell nobody has rung.
+    ///
+    /// Thread context: a few system calls, none of which sleeps.
     pub fn new() -> Self {
+        Self::with(Ownership::find())
+    }
+
+    /// A platform that never uses restartable sequences.
+    pub fn claiming() -> Self {
+        Self::with(Ownership::off())
+    }
+
+    fn with(ownership: Ownership) -> Self {
         // The first call looks the function up in the kernel's shared object; a signal handler must not be the one to
         // make it.
         let _ = rustix::thread::sched_getcpu();
-        Self { doorbell: Doorbell::new() }
+        Self { ownership, doorbell: Doorbell::new() }
+    }
+
+    /// Whether the caches of pools on this platform are owned by restartable sequences.
+    pub fn uses_restartable_sequences(&self) -> bool {
+        self.ownership.is_on()
     }
 
     /// The bell that the pool rings and that the worker answers.
@@ -29,7 +66,7 @@ impl LinuxPlatform {
         &self.doorbell
     }
 
-    /// How many CPUs this machine may ever have: the number of slots that a pool needs so that no two share one.
+    /// How many CPUs this machine may ever have: each of them needs a slot so that no two share one.
     pub fn possible_cpus() -> usize {
         std::fs::read_to_string("/sys/devices/system/cpu/possible")
             .ok()
@@ -46,11 +83,11 @@ fn last_cpu(ranges: &str) -> Option<usize> {
 }
 
 impl Platform for LinuxPlatform {
-    type Ownership = Claim;
+    type Ownership = Ownership;
 
     #[inline(always)]
-    fn ownership(&self) -> &Claim {
-        &Claim
+    fn ownership(&self) -> &Ownership {
+        &self.ownership
     }
 
     #[inline(always)]

@@ -102,7 +102,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let slot = |cpu: usize| {
             let first = 2 * cpu as u32;
             let (loaded, previous) = (new_magazine(first), new_magazine(first + 1));
-            CachePadded::new(Slot::new(SlotState::holding(shape, loaded, previous)))
+            CachePadded::new(Slot::new(shape, SlotState::holding(shape, loaded, previous)))
         };
         let slots = arena.carve(extents.cpus, slot).ok_or(too_small)?;
         let entries = arena.carve(extents.entries(), |_| UnsafeCell::new(0)).ok_or(too_small)?;
@@ -122,7 +122,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
         let door = Door::new(Registry::new(positions), base, builder.frame_size, extents.capacity);
         let pool = Self {
-            cache: Cache::new(Slots { slots, magazines }),
+            cache: Cache::new(Slots::new(slots, magazines)),
             reserve: Reserve::new(&reserve_links, reserve_cells),
             depot,
             overflow: Overflow::new(),

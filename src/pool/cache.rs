@@ -112,8 +112,8 @@ impl Cache {
     pub(crate) fn totals(&self) -> CacheTotals {
         let mut totals = CacheTotals { popped: 0, pushed: 0, frames: 0 };
         for slot in self.slots.slots.iter() {
-            totals.popped += slot.popped.get();
-            totals.pushed += slot.pushed.get();
+            totals.popped += slot.popped();
+            totals.pushed += slot.pushed();
             // Ordering: Relaxed; a figure for statistics, nothing is read through it.
             let word = slot.word.load(Ordering::Relaxed);
             if word != SlotState::TAKEN {

@@ -93,7 +93,7 @@ pub struct Builder {
 
 /// The number of CPUs assumed when neither the host nor the platform says.
 const CPUS_DEFAULT: usize = 16;
-const CPUS_LIMIT: usize = 4096;
+pub(super) const CPUS_LIMIT: usize = 4096;
 /// The size of a frame in bytes.
 pub(crate) const FRAME_SIZE: u32 = 4096;
 /// Measured: two threads that take and give 1,024 frames at a time hardly meet at the depot with this size.
@@ -126,7 +126,10 @@ impl Builder {
     }
 
     /// How many CPUs have a cache of their own, 1 to 4,096: the number of possible CPUs. CPUs beyond it share. Default: what
-    /// Linux says is possible for [`start`](Self::start), 16 otherwise.
+    /// Linux says is possible for `start`, 16 otherwise.
+    ///
+    /// On a platform with restartable sequences the last cache is shared by the threads that have none, so give `build` one
+    /// more than there are CPUs; `start` adds it by itself.
     pub const fn cpus(self, cpus: usize) -> Self {
         Self { cpus: Some(cpus), ..self }
     }

@@ -50,6 +50,7 @@ impl Request {
 /// Why there is no frame. Nothing was changed; the pool works again as soon as a frame comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
+#[repr(u32)] // As wide as a frame number: a result of either is two plain values, which stay in registers.
 pub enum AllocError {
     /// Caches, depot and reserve hold nothing that this caller may take, and the host was not to be asked.
     Exhausted,

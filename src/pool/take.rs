@@ -15,12 +15,28 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     pub(crate) fn take(&self, request: Request) -> Result<FrameNumber, AllocError> {
         match self.cache.pop(&self.platform) {
             Ok(frame) => Ok(frame),
-            Err(miss) => self.take_below(request, miss),
+            Err(miss) => {
+                let mut frame = FrameNumber::MAX;
+                self.take_aside(request, miss, &mut frame)?;
+                Ok(frame)
+            }
         }
     }
-    /// The tiers below the cache, in their order.
+
+    /// What a miss costs, out of the way of a hit: with a result of one small value, the compiler does not unite both.
     #[cold]
     #[inline(never)]
+    fn take_aside(
+        &self,
+        request: Request,
+        miss: SlotMiss,
+        frame: &mut FrameNumber,
+    ) -> Result<(), AllocError> {
+        *frame = self.take_below(request, miss)?;
+        Ok(())
+    }
+
+    /// The tiers below the cache, in their order.
     fn take_below(&self, request: Request, miss: SlotMiss) -> Result<FrameNumber, AllocError> {
         self.count_collision(miss);
         if self.is_closing() {

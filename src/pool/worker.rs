@@ -5,7 +5,7 @@
 //! never hangs in memory that is gone: dropping the pool waits a moment, and then leaves worker, pool and source to finish on
 //! their own.
 
-use super::{BuildError, Builder, CloseError, FramePool};
+use super::{BuildError, Builder, CloseError, FramePool, config::CPUS_LIMIT};
 use crate::{
     platform::linux::LinuxPlatform,
     source::FrameSource,
@@ -58,8 +58,22 @@ impl Builder {
         self,
         source: S,
     ) -> Result<WorkedPool<S>, BuildError> {
+        self.start_on(LinuxPlatform::new(), source)
+    }
+
+    /// As [`start`](Self::start), on a platform that was made by hand.
+    ///
+    /// # Errors
+    /// As for `start`.
+    pub fn start_on<S: FrameSource + Send + Sync + 'static>(
+        self,
+        platform: LinuxPlatform,
+        source: S,
+    ) -> Result<WorkedPool<S>, BuildError> {
         let cpus = self.cpus.unwrap_or_else(LinuxPlatform::possible_cpus);
-        let pool = Arc::new(self.cpus(cpus).build(source, LinuxPlatform::new())?);
+        // One slot more than CPUs, if there may be: threads without a registration share the last.
+        let slots = if cpus < CPUS_LIMIT && platform.uses_restartable_sequences() { cpus + 1 } else { cpus };
+        let pool = Arc::new(self.cpus(slots).build(source, platform)?);
         let worker = Worker::spawn(&pool).ok_or(BuildError::NoThread)?;
         Ok(WorkedPool { worker: Some(worker), pool })
     }

@@ -15,6 +15,9 @@ unsafe impl<T: Sync> Send for Carved<T> {}
 unsafe impl<T: Sync> Sync for Carved<T> {}
 
 impl<T> Carved<T> {
+    /// Where in this value the address of the first element is, in bytes: for assembly.
+    pub const START: usize = core::mem::offset_of!(Self, start);
+
     /// A second handle on the same slice.
     pub fn share(&self) -> Self {
         Self { start: self.start, length: self.length }

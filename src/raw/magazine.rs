@@ -57,12 +57,14 @@ pub(crate) struct Entry(pub(crate) u32);
 pub(crate) struct Shape {
     size: u32,
     length_bits: u32,
+    position_mask: u32,
 }
 
 impl Shape {
     /// For magazines of `size` frames; one less than a power of two leaves one entry in each unused, the least there is.
     pub(crate) const fn new(size: u32) -> Self {
-        Self { size, length_bits: u32::BITS - size.leading_zeros() }
+        let length_bits = u32::BITS - size.leading_zeros();
+        Self { size, length_bits, position_mask: (1 << length_bits) - 1 }
     }
 
     /// How many frames a magazine takes.
@@ -79,7 +81,7 @@ impl Shape {
     /// The bits of an entry's number that say where in its magazine it is.
     #[inline(always)]
     pub(crate) const fn position_mask(self) -> u32 {
-        (1 << self.length_bits) - 1
+        self.position_mask
     }
 
     /// The entry at `position` of the magazine `index`.
@@ -91,7 +93,7 @@ impl Shape {
     /// The magazine and the position of an entry.
     #[inline(always)]
     pub(crate) const fn place(self, entry: Entry) -> (u32, u32) {
-        (entry.0 >> self.length_bits, entry.0 & self.position_mask())
+        (entry.0 >> self.length_bits, entry.0 & self.position_mask)
     }
 }
 
@@ -111,6 +113,12 @@ unsafe impl Sync for Magazines {}
 unsafe impl Send for Magazines {}
 
 impl Magazines {
+    /// Where in this value the address of the first entry is, in bytes: for assembly.
+    pub(crate) const ENTRY_BASE: usize =
+        core::mem::offset_of!(Self, entries) + Carved::<UnsafeCell<FrameNumber>>::START;
+    /// Where in this value the mask of positions is, in bytes: for assembly.
+    pub(crate) const POSITION_MASK: usize = core::mem::offset_of!(Self, shape.position_mask);
+
     /// Magazines of `size` frames each, and a link and a length for each; `entries` is a multiple of their stride.
     pub(crate) fn new(
         entries: Carved<UnsafeCell<FrameNumber>>,

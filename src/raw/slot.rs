@@ -54,7 +54,7 @@ impl SlotState {
     }
 
     #[inline(always)]
-    const fn loaded_length(self, shape: Shape) -> u32 {
+    pub(crate) const fn loaded_length(self, shape: Shape) -> u32 {
         shape.place(self.free_entry()).1
     }
 
@@ -139,26 +139,55 @@ impl SlotState {
     }
 }
 
-/// One CPU's cache.
+/// One CPU's cache. What every operation touches comes first, on one cache line.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Slot {
     pub(crate) word: AtomicU64,
-    /// The state of a slot that is shut, whose word stays TAKEN: kept by whoever shut it.
-    pub(crate) parked: AtomicU64,
+    /// What restartable sequences compare lengths with, or [`Slot::SHUT`]; see `raw/rseq.rs`.
+    pub(crate) gate: AtomicU64,
     /// Frames handed out by this slot; counted by whoever has taken it.
     pub(crate) popped: counter::Owned,
     /// Frames taken in by this slot; counted by whoever has taken it.
     pub(crate) pushed: counter::Owned,
+    /// What is counted without owning the slot; belongs to `popped`.
+    pub(crate) popped_apart: counter::Shared,
+    /// As above; belongs to `pushed`.
+    pub(crate) pushed_apart: counter::Shared,
+    /// The state of a slot that is shut, whose word stays TAKEN: kept by whoever shut it.
+    pub(crate) parked: AtomicU64,
 }
 
 impl Slot {
-    pub(crate) fn new(state: SlotState) -> Self {
+    /// The gate that lets no length pass.
+    pub(crate) const SHUT: u64 = 0;
+
+    pub(crate) fn new(shape: Shape, state: SlotState) -> Self {
         Self {
             word: AtomicU64::new(state.word()),
-            parked: AtomicU64::new(SlotState::TAKEN),
+            gate: AtomicU64::new(Self::open_gate(shape)),
             popped: counter::Owned::new(),
             pushed: counter::Owned::new(),
+            popped_apart: counter::Shared::new(),
+            pushed_apart: counter::Shared::new(),
+            parked: AtomicU64::new(SlotState::TAKEN),
         }
+    }
+
+    /// The gate that lets a frame out of a magazine of which a bit of the length is set in the low half, and a frame into
+    /// one whose length is below the high half.
+    pub(crate) fn open_gate(shape: Shape) -> u64 {
+        u64::from(shape.size()) << HALF_BITS | u64::from(shape.position_mask())
+    }
+
+    /// Frames handed out by this slot.
+    pub(crate) fn popped(&self) -> u64 {
+        self.popped.get().wrapping_add(self.popped_apart.get())
+    }
+
+    /// Frames taken in by this slot.
+    pub(crate) fn pushed(&self) -> u64 {
+        self.pushed.get().wrapping_add(self.pushed_apart.get())
     }
 }
 
@@ -167,14 +196,26 @@ impl Slot {
 pub struct Slots {
     pub(crate) slots: Carved<CachePadded<Slot>>,
     pub(crate) magazines: Magazines,
+    /// How many slots, from the first on, belong to one CPU each when the CPU number is exact: all but the last.
+    pub(crate) restartable: usize,
 }
 
 impl Slots {
-    /// The slot of the CPU `cpu`; numbers beyond the slots share them (R3: the number is only a hint).
+    pub(crate) fn new(slots: Carved<CachePadded<Slot>>, magazines: Magazines) -> Self {
+        let restartable = slots.len().saturating_sub(1);
+        Self { slots, magazines, restartable }
+    }
+
+    /// The number of the slot of the CPU `cpu`; numbers beyond the slots share them (R3: the number is only a hint).
+    #[inline(always)]
+    pub(crate) fn index_of(&self, cpu: usize) -> Option<usize> {
+        if cpu < self.slots.len() { Some(cpu) } else { cpu.checked_rem(self.slots.len()) }
+    }
+
+    /// The slot of the CPU `cpu`, with numbers as above.
     #[inline(always)]
     pub(crate) fn of(&self, cpu: usize) -> Option<&Slot> {
-        let index = if cpu < self.slots.len() { cpu } else { cpu.checked_rem(self.slots.len())? };
-        self.slots.get(index).map(|slot| &**slot)
+        self.slots.get(self.index_of(cpu)?).map(|slot| &**slot)
     }
 
     /// How many slots there are.
@@ -185,6 +226,7 @@ impl Slots {
 
 /// Why a slot did not give or take a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)] // As wide as a frame number: a result of either is two plain values, which stay in registers.
 pub enum SlotMiss {
     /// Both magazines are empty (pop) or full (push).
     Unsuited,

@@ -1,0 +1,435 @@
+//! Owns the second way to own a slot: a restartable sequence, which the kernel starts over whenever its CPU does something else
+//! in the middle. No locked instruction; Linux on x86-64 only.
+//!
+//! # The words
+//! | word | written by | read by |
+//! |---|---|---|
+//! | a slot's `word` | sequences on its CPU, while the gate is open; whoever shut the gate, otherwise | both |
+//! | a slot's `gate`: OPEN or SHUT | any CPU, by one exchange to SHUT; whoever shut it, back to OPEN | sequences, first |
+//! | `popped`, `pushed` | sequences on the slot's CPU | statistics |
+//!
+//! | gate | word | who may use the two magazines |
+//! |---|---|---|
+//! | OPEN | a state | a sequence on the slot's CPU, until it is aborted |
+//! | SHUT, a moment ago | a state | the same, until the barrier has ended it |
+//! | SHUT, after the barrier | a state, or TAKEN when unloaded | whoever shut it |
+//!
+//! # Why a sequence is alone with its slot
+//! A sequence reads the number of its CPU, the gate, the word and an entry, or writes a free entry, and commits with one store
+//! to the word. Everything that could come in between aborts it before that store:
+//!
+//! | in between | what ends the sequence |
+//! |---|---|
+//! | a signal handler on the same thread, which uses the pool | delivery of the signal moves the thread to its abort label |
+//! | another thread on the same CPU, which does | so does the preemption |
+//! | the same thread on another CPU, after a migration | so does the migration: the number is never used elsewhere |
+//! | an operation of another CPU on this slot | shuts the gate first and then calls the barrier, which interrupts this CPU |
+//! | an interrupt that ends in none of these | nothing: no code of this process has run |
+//!
+//! So between the first instruction of a sequence that commits and its commit no other code has touched slot or magazines, and
+//! reading the word first and storing it last is as good as one step. What an aborted sequence has left is a number in
+//! an entry above the length, where nobody reads, and a count, which its abort label takes back.
+//!
+//! # Why the gate is read before the word
+//! After the barrier the one who shut the gate changes the word, then opens the gate. A sequence that began before the
+//! barrier is over. One that began later and finds the gate OPEN has read it after it was opened; x86 performs loads in order and
+//! stores in order, so the word that it reads next is the new one. With the word read first, it could be the old one with the new
+//! gate, and nothing would abort it: the barrier has passed.
+//!
+//! # Who does not use sequences
+//! A thread without a registration reads all ones as its CPU (it unregistered, or the kernel refused it), and a CPU beyond the
+//! slots has none of its own. Both share the *last* slot of a pool, which no sequence ever enters, by [`Claim`]. Where
+//! the process has no registration at all, every slot is claimed. Which it is never changes while a pool lives, and a slot
+//! is never owned in two ways.
+//!
+//! # Bounds
+//! Each attempt is a few instructions; after [`ATTEMPTS`] of them the caller goes to the depot, as from a slot that is taken. So
+//! single-stepping in a debugger, which aborts every attempt, costs speed only. Operations on another CPU's slot are one
+//! system call each, made only for a slot that looks worth it; they do not wait for that CPU's code (INV-3): a second one that
+//! finds the gate shut goes away.
+//!
+//! # Forks, and what is forbidden
+//! A child of `fork` has its own copy of everything, its thread is registered, and sequences of other threads are not half
+//! done there: they were aborted before they left anything. A gate that another thread had shut at that moment stays shut in
+//! the child, and that slot unused. Children of `vfork` or `clone(CLONE_VM)` without `CLONE_THREAD` run on the memory and on the
+//! area of their parent without protection: they must not use a pool. A shared object with this code must not be unloaded while
+//! threads live that have used it, since their areas name a sequence in it.
+//!
+//! Source: P. Turner, "Restartable Sequences", 2015; M. Desnoyers, `kernel/rseq.c`, Linux 4.18; the barrier, P. Oskolkov, Linux 5.10.
+
+use super::{
+    claim::Claim,
+    magazine::{FrameNumber, Magazine},
+    slot::{Loading, Slot, SlotMiss, SlotOwnership, SlotState, Slots, sealed},
+};
+use crate::sync::atomic::Ordering;
+use kernel::Area;
+use section::Unfinished;
+
+#[cfg(not(loom))]
+mod kernel;
+#[cfg(not(loom))]
+mod section;
+
+/// How often a sequence is tried before its caller goes to the depot.
+const ATTEMPTS: usize = 4;
+
+/// Why a sequence did not commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Setback {
+    /// It left before its end: no slot for this CPU, or the gate is shut, or the slot does not suit.
+    Left,
+    /// It was interrupted.
+    Aborted,
+}
+
+/// Ownership of a slot by restartable sequences, or by [`Claim`] where the kernel or the C library does not offer them.
+///
+/// Wait-free on a CPU's own slot: at most four attempts of a few instructions. Taking from another CPU's slot is one
+/// `membarrier` system call.
+#[derive(Clone, Copy, Debug)]
+pub struct Rseq {
+    area: Area,
+}
+
+impl sealed::Sealed for Rseq {}
+
+/// Which slot a caller uses.
+enum Home<'s> {
+    /// Its CPU's own, by sequences.
+    Own(&'s Slot),
+    /// The one with this number, by claim.
+    Claimed(usize),
+}
+
+impl Rseq {
+    /// By sequences if this process has them, which stays so for its life.
+    #[cfg(not(loom))]
+    pub(crate) fn find() -> Self {
+        Self { area: Area::find() }
+    }
+
+    /// By claim alone.
+    #[cfg(not(loom))]
+    pub(crate) const fn off() -> Self {
+        Self { area: Area::NONE }
+    }
+
+    /// Whether sequences are used.
+    pub(crate) const fn is_on(&self) -> bool {
+        !self.area.is_none()
+    }
+
+    fn home<'s>(&self, slots: &'s Slots, cpu: impl Fn() -> usize) -> Home<'s> {
+        if !self.is_on() {
+            return Home::Claimed(cpu());
+        }
+        let own = self.area.cpu();
+        match slots.slots.get(own) {
+            Some(slot) if own < slots.restartable => Home::Own(slot),
+            _ => Home::Claimed(slots.restartable),
+        }
+    }
+
+    /// Loads the previous magazine of a slot if the loaded one does not suit and it does; whether another attempt may succeed.
+    fn turn_to_suited(
+        &self,
+        slots: &Slots,
+        slot: &Slot,
+        suits: impl Fn(u32) -> bool,
+    ) -> Result<(), SlotMiss> {
+        let state = state_of(slot).ok_or(SlotMiss::Busy)?;
+        let shape = slots.magazines.shape();
+        let turned = state.exchanged();
+        if suits(state.loaded_length(shape)) {
+            return Ok(());
+        }
+        if !suits(turned.loaded_length(shape)) {
+            return Err(SlotMiss::Unsuited);
+        }
+        // If this fails, the next attempt sees what has changed.
+        let _ = self.area.commit(slots, slot, state.word(), turned.word());
+        Ok(())
+    }
+
+    /// What `pop` does after an attempt that did not commit. The frame comes back through a reference: the result is then so
+    /// simple that the compiler keeps it apart from the one of the attempt that commits.
+    #[cold]
+    #[inline(never)]
+    fn pop_again(
+        &self,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        first: Unfinished,
+        frame: &mut FrameNumber,
+    ) -> Result<(), SlotMiss> {
+        let mut setback = first.settle(|slot| &slot.popped_apart);
+        for _ in 1..ATTEMPTS {
+            if setback == Setback::Left {
+                match self.home(slots, &cpu) {
+                    Home::Own(slot) => self.turn_to_suited(slots, slot, |length| length > 0)?,
+                    Home::Claimed(slot) => return Claim.pop(slots, || slot).map(|popped| *frame = popped),
+                }
+            }
+            match self.area.pop(slots) {
+                Ok(popped) => {
+                    *frame = popped;
+                    return Ok(());
+                }
+                Err(unfinished) => setback = unfinished.settle(|slot| &slot.popped_apart),
+            }
+        }
+        Err(SlotMiss::Busy)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn push_again(
+        &self,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        frame: FrameNumber,
+        first: Unfinished,
+    ) -> Result<(), SlotMiss> {
+        let size = slots.magazines.shape().size();
+        let mut setback = first.settle(|slot| &slot.pushed_apart);
+        for _ in 1..ATTEMPTS {
+            if setback == Setback::Left {
+                match self.home(slots, &cpu) {
+                    Home::Own(slot) => self.turn_to_suited(slots, slot, |length| length < size)?,
+                    Home::Claimed(slot) => return Claim.push(slots, || slot, frame),
+                }
+            }
+            match self.area.push(slots, frame) {
+                Ok(()) => return Ok(()),
+                Err(unfinished) => setback = unfinished.settle(|slot| &slot.pushed_apart),
+            }
+        }
+        Err(SlotMiss::Busy)
+    }
+
+    /// Moves frames by `attempt`, from the number of those that have moved on, until `wanted` have, or the slot does not
+    /// suit; how many.
+    fn move_many(
+        &self,
+        slots: &Slots,
+        slot: &Slot,
+        wanted: usize,
+        suits: impl Fn(u32) -> bool,
+        mut attempt: impl FnMut(usize) -> Result<usize, Setback>,
+    ) -> usize {
+        let (mut moved, mut setbacks) = (0, 0);
+        while moved < wanted && setbacks < ATTEMPTS {
+            match attempt(moved) {
+                Ok(more) => moved += more,
+                Err(setback) => {
+                    setbacks += 1;
+                    if setback == Setback::Left && self.turn_to_suited(slots, slot, &suits).is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        moved
+    }
+
+    /// Replaces a magazine of this CPU's slot as `exchange` says.
+    fn replace(
+        &self,
+        slots: &Slots,
+        slot: &Slot,
+        arriving: Magazine,
+        exchange: impl Fn(SlotState, Magazine) -> Result<(SlotState, Magazine), Magazine>,
+    ) -> Result<Loading, Loading> {
+        let (index, length) = arriving.into_parts();
+        // SAFETY: laid down above, and taken up once: on the way out of this function, or as part of a state that is not stored.
+        let arriving = || unsafe { Magazine::from_parts(index, length) };
+        for _ in 0..ATTEMPTS {
+            let Some(state) = state_of(slot) else { break };
+            let Ok((after, leaving)) = exchange(state, arriving()) else { break };
+            // The states say which magazines are here and how full they are; what is in them does not matter to an exchange.
+            // So it is enough that the word is the same when it is replaced.
+            if self.area.commit(slots, slot, state.word(), after.word()).is_ok() {
+                return Ok(Loading(leaving));
+            }
+        }
+        Err(Loading(arriving()))
+    }
+
+    /// Whether the slot with this number is entered by sequences.
+    fn is_restartable(&self, slots: &Slots, index: usize) -> bool {
+        self.is_on() && index < slots.restartable
+    }
+
+    /// Shuts the gate of another CPU's slot and ends the sequences in it: from here on the caller is alone with the slot.
+    fn shut_gate<'s>(&self, slots: &'s Slots, cpu: usize) -> Option<&'s Slot> {
+        let slot = slots.of(cpu)?;
+        // Ordering: Acquire pairs with the Release in `open_gate` of whoever shut the gate before. What the sequences on that CPU
+        // did is made visible by the barrier, which also keeps this store before it.
+        if slot.gate.swap(Slot::SHUT, Ordering::Acquire) == Slot::SHUT {
+            return None;
+        }
+        if self.area.end_sequences(cpu) {
+            return Some(slot);
+        }
+        open_gate(slots, slot);
+        None
+    }
+}
+
+/// The state of a slot, unless its gate is shut. It may be another one in the next moment; what is derived from it is committed
+/// against the same word.
+fn state_of(slot: &Slot) -> Option<SlotState> {
+    // Ordering: Relaxed; a look at whether an attempt is worth while, which does the ordering.
+    let (gate, word) = (slot.gate.load(Ordering::Relaxed), slot.word.load(Ordering::Relaxed));
+    (gate != Slot::SHUT && word != SlotState::TAKEN).then_some(SlotState::from_word(word))
+}
+
+/// Lets sequences into a slot whose gate the caller has shut.
+fn open_gate(slots: &Slots, slot: &Slot) {
+    // Ordering: Release publishes the word, and the entries of its magazines, to the sequences that find the gate open.
+    slot.gate.store(Slot::open_gate(slots.magazines.shape()), Ordering::Release);
+}
+
+impl SlotOwnership for Rseq {
+    #[inline(always)]
+    fn pop(&self, slots: &Slots, cpu: impl Fn() -> usize) -> Result<FrameNumber, SlotMiss> {
+        match self.area.pop(slots) {
+            Ok(frame) => Ok(frame),
+            Err(unfinished) => {
+                let mut frame = FrameNumber::MAX;
+                self.pop_again(slots, cpu, unfinished, &mut frame)?;
+                Ok(frame)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn push(&self, slots: &Slots, cpu: impl Fn() -> usize, frame: FrameNumber) -> Result<(), SlotMiss> {
+        match self.area.push(slots, frame) {
+            Ok(()) => Ok(()),
+            Err(unfinished) => self.push_again(slots, cpu, frame, unfinished),
+        }
+    }
+
+    fn pop_many(&self, slots: &Slots, cpu: impl Fn() -> usize, frames: &mut [FrameNumber]) -> usize {
+        match self.home(slots, cpu) {
+            Home::Claimed(slot) => Claim.pop_many(slots, || slot, frames),
+            Home::Own(slot) => self.move_many(
+                slots,
+                slot,
+                frames.len(),
+                |length| length > 0,
+                |from| self.area.pop_many(slots, frames.get_mut(from..).unwrap_or_default()),
+            ),
+        }
+    }
+
+    fn push_many(&self, slots: &Slots, cpu: impl Fn() -> usize, frames: &[FrameNumber]) -> usize {
+        let size = slots.magazines.shape().size();
+        match self.home(slots, cpu) {
+            Home::Claimed(slot) => Claim.push_many(slots, || slot, frames),
+            Home::Own(slot) => self.move_many(
+                slots,
+                slot,
+                frames.len(),
+                |length| length < size,
+                |from| self.area.push_many(slots, frames.get(from..).unwrap_or_default()),
+            ),
+        }
+    }
+
+    fn load_stocked(
+        &self,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        stocked: Loading,
+    ) -> Result<Loading, Loading> {
+        let shape = slots.magazines.shape();
+        match self.home(slots, cpu) {
+            Home::Claimed(slot) => Claim.load_stocked(slots, || slot, stocked),
+            Home::Own(slot) => {
+                self.replace(slots, slot, stocked.0, |state, stocked| state.load_stocked(shape, stocked))
+            }
+        }
+    }
+
+    fn load_vacant(
+        &self,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        vacant: Loading,
+    ) -> Result<Loading, Loading> {
+        let shape = slots.magazines.shape();
+        match self.home(slots, cpu) {
+            Home::Claimed(slot) => Claim.load_vacant(slots, || slot, vacant),
+            Home::Own(slot) => {
+                self.replace(slots, slot, vacant.0, |state, vacant| state.load_vacant(shape, vacant))
+            }
+        }
+    }
+
+    fn steal(&self, slots: &Slots, victim: usize, vacant: Loading) -> Result<Loading, Loading> {
+        let shape = slots.magazines.shape();
+        let Some(victim) = slots.index_of(victim) else { return Err(vacant) };
+        if !self.is_restartable(slots, victim) {
+            return Claim.steal(slots, victim, vacant);
+        }
+        // A system call only for a slot in which there seems to be something.
+        let looks_stocked = |slot| state_of(slot).is_some_and(|state| state.frames(shape) > 0);
+        if !slots.of(victim).is_some_and(looks_stocked) {
+            return Err(vacant);
+        }
+        let Some(slot) = self.shut_gate(slots, victim) else { return Err(vacant) };
+        // Ordering: Relaxed; alone with the slot, behind the barrier.
+        let state = SlotState::from_word(slot.word.load(Ordering::Relaxed));
+        let outcome = match state.give_up(shape, vacant.0) {
+            Ok((after, leaving)) => {
+                // Ordering: Relaxed; published by the Release of the gate.
+                slot.word.store(after.word(), Ordering::Relaxed);
+                Ok(Loading(leaving))
+            }
+            Err(returned) => Err(Loading(returned)),
+        };
+        open_gate(slots, slot);
+        outcome
+    }
+
+    fn shut(&self, slots: &Slots, victim: usize) -> Option<u32> {
+        let victim = slots.index_of(victim)?;
+        if !self.is_restartable(slots, victim) {
+            return Claim.shut(slots, victim);
+        }
+        let slot = self.shut_gate(slots, victim)?;
+        // Ordering: Relaxed; alone with the slot, behind the barrier.
+        Some(SlotState::from_word(slot.word.load(Ordering::Relaxed)).frames(slots.magazines.shape()))
+    }
+
+    fn unload(&self, slots: &Slots, victim: usize) -> Option<(Loading, Loading)> {
+        let victim = slots.index_of(victim)?;
+        if !self.is_restartable(slots, victim) {
+            return Claim.unload(slots, victim);
+        }
+        // Ordering: Relaxed; the caller has shut the slot. What comes out is replaced, so that no magazine comes out twice
+        // (INV-2).
+        let word = slots.of(victim)?.word.swap(SlotState::TAKEN, Ordering::Relaxed);
+        if word == SlotState::TAKEN {
+            return None;
+        }
+        let (loaded, previous) = SlotState::from_word(word).into_magazines(slots.magazines.shape());
+        Some((Loading(loaded), Loading(previous)))
+    }
+
+    fn open(&self, slots: &Slots, victim: usize, loaded: Loading, previous: Loading) {
+        let Some(victim) = slots.index_of(victim) else { return };
+        if !self.is_restartable(slots, victim) {
+            return Claim.open(slots, victim, loaded, previous);
+        }
+        if let Some(slot) = slots.of(victim) {
+            let state = SlotState::holding(slots.magazines.shape(), loaded.0, previous.0);
+            // Ordering: Relaxed; published by the Release of the gate.
+            slot.word.store(state.word(), Ordering::Relaxed);
+            open_gate(slots, slot);
+        }
+    }
+}

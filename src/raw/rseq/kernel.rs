@@ -1,0 +1,91 @@
+//! What the C library and the kernel offer for restartable sequences: each thread's area, and the barrier that ends the
+//! sequences of another CPU. Found once, when the platform is made.
+
+use core::arch::asm;
+use rustix::thread::{Cpuid, MembarrierCommand, membarrier, membarrier_cpu};
+
+/// The bytes of an area that the sequences use, up to the end of the field `rseq_cs`.
+const AREA_USED: u32 = 16;
+
+/// Where each thread's area is, as a distance from its thread pointer: the same for all threads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Area(isize);
+
+impl Area {
+    /// No area: no sequence is ever entered.
+    pub(crate) const NONE: Self = Self(0);
+
+    /// The area that the C library has registered for the threads of this process, if the kernel also lets us end the sequences
+    /// of other CPUs.
+    pub(crate) fn find() -> Self {
+        let (offset, size) = libc_symbols();
+        match usable(offset, size) {
+            Some(area) if membarrier(MembarrierCommand::RegisterPrivateExpeditedRseq).is_ok() => area,
+            _ => Self::NONE,
+        }
+    }
+
+    #[inline(always)]
+    pub(super) const fn offset(self) -> isize {
+        self.0
+    }
+
+    #[inline(always)]
+    pub(crate) const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Ends every sequence that is in progress on `cpu`: one that has not committed when this returns never will. Whether the
+    /// kernel did so.
+    ///
+    /// One system call, which interrupts that CPU if it runs a thread of this process (membarrier(2),
+    /// `MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ`): async-signal-safe; about a microsecond, more when many processes ask at once.
+    pub(crate) fn end_sequences(self, cpu: usize) -> bool {
+        let Ok(cpu) = u32::try_from(cpu) else { return false };
+        // SAFETY: the kernel takes any number, and knows which of them are CPUs.
+        let cpu = unsafe { Cpuid::from_raw(cpu) };
+        membarrier_cpu(MembarrierCommand::PrivateExpeditedRseq, cpu).is_ok()
+    }
+}
+
+/// The area, if the C library says where it is and that all we use of it is registered.
+fn usable(offset: Option<&isize>, size: Option<&u32>) -> Option<Area> {
+    // An offset of 0 would be the thread's control block.
+    let offset = *offset.filter(|&&offset| offset != 0)?;
+    (*size? >= AREA_USED).then_some(Area(offset))
+}
+
+/// `__rseq_offset` and `__rseq_size` of glibc 2.35 and later; nothing where the C library does not have them.
+fn libc_symbols() -> (Option<&'static isize>, Option<&'static u32>) {
+    let (offset, size): (*const isize, *const u32);
+    // SAFETY: two loads of addresses that the linker wrote, 0 for a weak symbol that nobody defines. What they point to is
+    // constant once the C library has started.
+    unsafe {
+        asm!(
+            ".weak __rseq_offset",
+            ".weak __rseq_size",
+            "mov {offset}, qword ptr [rip + __rseq_offset@GOTPCREL]",
+            "mov {size}, qword ptr [rip + __rseq_size@GOTPCREL]",
+            offset = out(reg) offset,
+            size = out(reg) size,
+            options(nostack, preserves_flags, readonly, pure),
+        );
+        (offset.as_ref(), size.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_area_is_used_only_if_it_is_registered_as_far_as_it_is_used() {
+        let area = |offset, size| usable(offset, size).map(Area::offset);
+        assert_eq!(area(Some(&2336), Some(&20)), Some(2336));
+        assert_eq!(area(Some(&-64), Some(&28)), Some(-64));
+        assert_eq!(area(Some(&2336), Some(&0)), None, "switched off, refused or hidden");
+        assert_eq!(area(Some(&2336), Some(&15)), None);
+        assert_eq!(area(Some(&0), Some(&20)), None);
+        assert_eq!(area(None, None), None, "another C library");
+    }
+}
