@@ -15,7 +15,7 @@
 
 #[cfg(feature = "alloc")]
 extern crate alloc;
-#[cfg(any(feature = "std", test))]
+#[cfg(any(feature = "std", test, loom))]
 extern crate std;
 
 #[cfg(all(feature = "std", not(target_os = "linux")))]
@@ -40,7 +40,7 @@ pub mod vtd;
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::raw::*;
+    pub use crate::{raw::*, sync::sequence};
 }
 
 pub use frame::{Frame, PhysAddr};

@@ -92,6 +92,78 @@ pub(crate) fn context() -> usize {
     }
 }
 
+/// Restartable sequences as loom sees the kernel's part of them: a CPU runs one sequence at a time, and a sequence that has
+/// been ended, by the next one on its CPU or by the barrier, takes no further step.
+///
+/// A thread of a model stands for a context on the CPU that [`run_on`](sequence::run_on) names.
+#[cfg(loom)]
+pub mod sequence {
+    use core::cell::Cell;
+    use loom::sync::Mutex;
+
+    loom::thread_local! {
+        static CPU: Cell<usize> = Cell::new(0);
+    }
+
+    /// From here on this thread of the model is on the CPU `cpu`; none of the CPUs has a number that large for one without a
+    /// registration.
+    pub fn run_on(cpu: usize) {
+        CPU.with(|current| current.set(cpu));
+    }
+
+    pub(crate) fn current_cpu() -> usize {
+        CPU.with(Cell::get)
+    }
+
+    /// How many sequences have begun or been ended on each CPU.
+    #[derive(Debug)]
+    pub(crate) struct Cpus([Mutex<u64>; 2]);
+
+    /// One sequence.
+    #[derive(Debug)]
+    pub(crate) struct Sequence<'c> {
+        epoch: &'c Mutex<u64>,
+        began: u64,
+        cpu: usize,
+    }
+
+    impl Cpus {
+        pub(crate) fn new() -> Self {
+            Self([Mutex::new(0), Mutex::new(0)])
+        }
+
+        /// Begins a sequence on this CPU, which ends the one in progress there.
+        pub(crate) fn begin(&self) -> Option<Sequence<'_>> {
+            let cpu = current_cpu();
+            let epoch = self.0.get(cpu)?;
+            Some(Sequence { epoch, began: advance(epoch)?, cpu })
+        }
+
+        /// Ends the sequence in progress on `cpu`: the barrier.
+        pub(crate) fn end(&self, cpu: usize) {
+            self.0.get(cpu).and_then(advance);
+        }
+    }
+
+    impl Sequence<'_> {
+        pub(crate) fn cpu(&self) -> usize {
+            self.cpu
+        }
+
+        /// Does `access`, unless the sequence has been ended.
+        pub(crate) fn step<T>(&self, access: impl FnOnce() -> T) -> Option<T> {
+            let epoch = self.epoch.lock().ok()?;
+            (*epoch == self.began).then(access)
+        }
+    }
+
+    fn advance(epoch: &Mutex<u64>) -> Option<u64> {
+        let mut epoch = epoch.lock().ok()?;
+        *epoch += 1;
+        Some(*epoch)
+    }
+}
+
 /// Statistics: plain relaxed counters that no code path may branch on.
 pub(crate) mod counter {
     use core::sync::atomic::{AtomicU64, Ordering};

@@ -8,8 +8,8 @@
 pub mod tables;
 
 use framepool::{
-    Builder, Claim, FallbackPolicy, Frame, FramePool, FrameSource, PhysAddr, Platform, SourceError,
-    Watermarks,
+    Builder, Claim, FallbackPolicy, Frame, FramePool, FrameSource, PhysAddr, Platform, SlotOwnership,
+    SourceError, Watermarks, internals::sequence,
 };
 use loom::{
     cell::UnsafeCell,
@@ -44,26 +44,32 @@ pub fn model(preemptions: usize, body: impl Fn() + Send + Sync + 'static) {
 pub fn on_cpu<T: 'static>(cpu: usize, body: impl FnOnce() -> T + 'static) -> JoinHandle<T> {
     loom::thread::spawn(move || {
         CPU.with(|current| current.set(cpu));
+        sequence::run_on(cpu);
         body()
     })
 }
 
-/// A host that counts its rings.
+/// A host that counts its rings, with one of the ways to own a slot.
 #[derive(Debug, Default)]
-pub struct Host {
+pub struct Host<O = Claim> {
+    ownership: O,
     rings: Mutex<usize>,
 }
 
-impl Host {
+impl<O> Host<O> {
+    pub fn new(ownership: O) -> Self {
+        Self { ownership, rings: Mutex::new(0) }
+    }
+
     pub fn rings(&self) -> usize {
         *self.rings.lock().unwrap()
     }
 }
 
-impl Platform for Host {
-    type Ownership = Claim;
-    fn ownership(&self) -> &Claim {
-        &Claim
+impl<O: SlotOwnership> Platform for Host<O> {
+    type Ownership = O;
+    fn ownership(&self) -> &O {
+        &self.ownership
     }
     fn current_cpu(&self) -> usize {
         CPU.with(Cell::get)
@@ -134,30 +140,45 @@ unsafe impl FrameSource for Source {
     }
 }
 
-pub type Pool = FramePool<Source, Host>;
+pub type Pool<O = Claim> = FramePool<Source, Host<O>>;
 
 /// A pool and the contents of its frames, as loom watches them: two owners at once, or an owner who does not see what the
 /// one before wrote, fail the model.
 #[derive(Debug)]
-pub struct Watched {
-    pub pool: Pool,
+pub struct Watched<O: SlotOwnership = Claim> {
+    pub pool: Pool<O>,
     contents: Vec<UnsafeCell<u32>>,
 }
 
 // SAFETY: the contents are reached by the owner of the frame only; that this is so is what loom checks.
-unsafe impl Sync for Watched {}
+unsafe impl<O: SlotOwnership> Sync for Watched<O> {}
 // SAFETY: as for `Sync`.
-unsafe impl Send for Watched {}
+unsafe impl<O: SlotOwnership> Send for Watched<O> {}
 
 /// A pool of `frames` frames in magazines of `magazine`, all fetched at construction, `min` of them into the reserve.
 pub fn pool(cpus: usize, magazine: u32, frames: u32, min: u32) -> Arc<Watched> {
+    pool_on(Claim, cpus, magazine, frames, min)
+}
+
+/// The same, with `ownership` as the way to own a slot.
+pub fn pool_on<O: SlotOwnership>(
+    ownership: O,
+    cpus: usize,
+    magazine: u32,
+    frames: u32,
+    min: u32,
+) -> Arc<Watched<O>> {
     let watermarks = Watermarks { min, low: min, high: frames, max: frames };
     let builder = Builder::new(frames).watermarks(watermarks).cpus(cpus).magazine_size(magazine);
-    watched(builder.fallback(FallbackPolicy::Never), frames)
+    watched_on(ownership, builder.fallback(FallbackPolicy::Never), frames)
 }
 
 pub fn watched(builder: Builder, frames: u32) -> Arc<Watched> {
-    let pool = builder.build(Source::new(frames as usize), Host::default()).unwrap();
+    watched_on(Claim, builder, frames)
+}
+
+fn watched_on<O: SlotOwnership>(ownership: O, builder: Builder, frames: u32) -> Arc<Watched<O>> {
+    let pool = builder.build(Source::new(frames as usize), Host::new(ownership)).unwrap();
     Arc::new(Watched { pool, contents: (0..frames).map(|_| UnsafeCell::new(0)).collect() })
 }
 
@@ -170,9 +191,9 @@ pub unsafe fn forever(watched: &Arc<Watched>) -> &'static Watched {
     unsafe { &*Arc::as_ptr(watched) }
 }
 
-impl Watched {
+impl<O: SlotOwnership> Watched<O> {
     /// Uses a frame as its owner would: reads and writes all of it.
-    pub fn touch(&self, frame: &Frame<'_, Source, Host>) {
+    pub fn touch(&self, frame: &Frame<'_, Source, Host<O>>) {
         let number = (frame.phys_addr().as_u64() / FRAME) as usize;
         // SAFETY: the frame is ours; loom reports it if somebody else thinks the same.
         self.contents[number].with_mut(|content| unsafe { *content += 1 });

@@ -16,6 +16,7 @@ unsafe impl<T: Sync> Sync for Carved<T> {}
 
 impl<T> Carved<T> {
     /// Where in this value the address of the first element is, in bytes: for assembly.
+    #[allow(dead_code, reason = "for restartable sequences, where there are any")]
     pub const START: usize = core::mem::offset_of!(Self, start);
 
     /// A second handle on the same slice.

@@ -62,14 +62,19 @@ use super::{
     magazine::{FrameNumber, Magazine},
     slot::{Loading, Slot, SlotMiss, SlotOwnership, SlotState, Slots, sealed},
 };
-use crate::sync::atomic::Ordering;
-use kernel::Area;
-use section::Unfinished;
+use crate::sync::{atomic::Ordering, hand_over};
 
 #[cfg(not(loom))]
 mod kernel;
+#[cfg(loom)]
+mod model;
 #[cfg(not(loom))]
 mod section;
+
+#[cfg(not(loom))]
+use self::{kernel::Area, section::Unfinished};
+#[cfg(loom)]
+use model::{Area, Unfinished};
 
 /// How often a sequence is tried before its caller goes to the depot.
 const ATTEMPTS: usize = 4;
@@ -87,7 +92,7 @@ pub(crate) enum Setback {
 ///
 /// Wait-free on a CPU's own slot: at most four attempts of a few instructions. Taking from another CPU's slot is one
 /// `membarrier` system call.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Rseq {
     area: Area,
 }
@@ -107,6 +112,12 @@ impl Rseq {
     #[cfg(not(loom))]
     pub(crate) fn find() -> Self {
         Self { area: Area::find() }
+    }
+
+    /// By the sequences of a model.
+    #[cfg(loom)]
+    pub fn modelled() -> Self {
+        Self { area: Area::new() }
     }
 
     /// By claim alone.
@@ -287,8 +298,9 @@ fn state_of(slot: &Slot) -> Option<SlotState> {
 
 /// Lets sequences into a slot whose gate the caller has shut.
 fn open_gate(slots: &Slots, slot: &Slot) {
-    // Ordering: Release publishes the word, and the entries of its magazines, to the sequences that find the gate open.
-    slot.gate.store(Slot::open_gate(slots.magazines.shape()), Ordering::Release);
+    // Ordering: Release publishes the word, and the entries of its magazines, to the sequences that find the gate open. A plain
+    // store is enough, since whoever else exchanges the gate meanwhile puts SHUT in the place of SHUT.
+    hand_over(&slot.gate, Slot::open_gate(slots.magazines.shape()));
 }
 
 impl SlotOwnership for Rseq {

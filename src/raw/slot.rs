@@ -160,6 +160,7 @@ pub(crate) struct Slot {
 
 impl Slot {
     /// The gate that lets no length pass.
+    #[allow(dead_code, reason = "for restartable sequences, where there are any")]
     pub(crate) const SHUT: u64 = 0;
 
     pub(crate) fn new(shape: Shape, state: SlotState) -> Self {
@@ -196,7 +197,8 @@ impl Slot {
 pub struct Slots {
     pub(crate) slots: Carved<CachePadded<Slot>>,
     pub(crate) magazines: Magazines,
-    /// How many slots, from the first on, belong to one CPU each when the CPU number is exact: all but the last.
+    /// How many slots, from the first on, restartable sequences may enter: all but the last.
+    #[allow(dead_code, reason = "for restartable sequences, where there are any")]
     pub(crate) restartable: usize,
 }
 
