@@ -1,6 +1,9 @@
 //! What flows through the pool: the address of a frame and the linear handle that owns one.
 
-use crate::{FramePool, FrameSource, Platform, raw::magazine::FrameNumber};
+use crate::{
+    FramePool, FrameSource, Platform,
+    raw::magazine::{FrameNumber, Kind},
+};
 use core::{fmt, mem::ManuallyDrop, ptr::NonNull};
 
 /// A physical address, in bytes, as the device or the page tables see it.
@@ -87,9 +90,20 @@ impl<'p, S: FrameSource, P: Platform> Frame<'p, S, P> {
     }
 
     /// Where the CPU reads and writes the frame: as many bytes as [`FramePool::frame_size`] says. What is there is left from
-    /// the frame's last use.
+    /// the frame's last use, unless it was asked for zeroed.
     pub fn as_ptr(&self) -> NonNull<u8> {
         self.pool.source().pointer(self.phys_addr())
+    }
+
+    /// Gives the frame back and promises that it is zero, so that nobody need clear it again. From any context, as a drop.
+    ///
+    /// # Safety
+    /// Every byte of the frame is zero, and nothing reaches it any more, hardware included: the next owner of a zeroed frame
+    /// relies on it.
+    #[inline]
+    pub unsafe fn free_zeroed(self) {
+        let this = ManuallyDrop::new(self);
+        this.pool.give(Kind::Clean, this.number);
     }
 
     /// Gives up the handle and keeps the frame out of the pool, for a place that holds bare addresses.
@@ -114,7 +128,7 @@ impl<'p, S: FrameSource, P: Platform> Frame<'p, S, P> {
 impl<S: FrameSource, P: Platform> Drop for Frame<'_, S, P> {
     #[inline]
     fn drop(&mut self) {
-        self.pool.give(self.number);
+        self.pool.give(Kind::Dirty, self.number);
     }
 }
 

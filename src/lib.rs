@@ -50,8 +50,8 @@ pub use platform::linux::LinuxPlatform;
 #[cfg(feature = "std")]
 pub use pool::WorkedPool;
 pub use pool::{
-    AllocError, BuildError, Builder, Class, CloseError, FallbackPolicy, FramePool, Maintenance, Outcome,
-    Request, Reservation, ReserveError, Stats, Watermarks,
+    AllocError, BuildError, Builder, Class, CloseError, CpuBusy, FallbackPolicy, FramePool, Maintenance,
+    Outcome, Request, Reservation, ReserveError, Stats, Watermarks,
 };
 #[cfg(any(feature = "std", loom))]
 pub use raw::doorbell::Doorbell;

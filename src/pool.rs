@@ -7,8 +7,13 @@ use crate::{
     frame::{Frame, PhysAddr},
     platform::Platform,
     raw::{
-        arena::Memory, contents::Contents, level::Ring, magazine::FrameNumber, overflow::Overflow,
-        slot::SlotMiss, turn::Turn,
+        arena::Memory,
+        contents::Contents,
+        level::Ring,
+        magazine::{FrameNumber, Kind},
+        overflow::Overflow,
+        slot::SlotMiss,
+        turn::Turn,
     },
     source::FrameSource,
     sync::{
@@ -18,12 +23,10 @@ use crate::{
 };
 use core::{fmt, mem::ManuallyDrop, ptr::NonNull};
 
-#[cfg(feature = "vtd")]
-use crate::raw::contents::clear;
-
 mod assemble;
 mod bulk;
 mod cache;
+mod clean;
 mod close;
 mod config;
 mod depot;
@@ -34,6 +37,8 @@ mod refill;
 mod request;
 mod reservation;
 mod reserve;
+mod shrink;
+mod standstill;
 mod stats;
 mod take;
 #[cfg(feature = "std")]
@@ -45,6 +50,7 @@ pub use fallback::FallbackPolicy;
 pub use refill::{Maintenance, Outcome};
 pub use request::{AllocError, Class, Request};
 pub use reservation::{Reservation, ReserveError};
+pub use shrink::CpuBusy;
 pub use stats::Stats;
 #[cfg(feature = "std")]
 pub use worker::WorkedPool;
@@ -75,6 +81,8 @@ use reserve::Reserve;
 /// ```
 pub struct FramePool<S: FrameSource, P: Platform> {
     cache: Cache,
+    /// The caches of frames known to be zero, over the same magazines.
+    clean_cache: Cache,
     reserve: Reserve,
     depot: Depot,
     overflow: Overflow,
@@ -82,6 +90,8 @@ pub struct FramePool<S: FrameSource, P: Platform> {
     fallback: Fallback,
     maintenance: Turn<Policy>,
     watermarks: Watermarks,
+    /// Passes without use after which a cache is idle.
+    idle_passes: u32,
     closing: AtomicBool,
     counters: Counters,
     platform: P,
@@ -103,6 +113,12 @@ struct Counters {
     refilled: counter::Shared,
     source_failures: counter::Shared,
     trimmed: counter::Shared,
+    decayed: counter::Shared,
+    /// Clean frames drawn from the depot for those who ask for zeroed ones: their demand, with `cleared_inline`.
+    clean_drawn: counter::Shared,
+    zeroed_below: counter::Shared,
+    cleared_inline: counter::Shared,
+    cleared_ahead: counter::Shared,
     rings: counter::Shared,
     collisions: counter::Shared,
     overflowed: counter::Shared,
@@ -190,7 +206,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         if self.door.frame_size() != FRAME_SIZE {
             return None;
         }
-        Some(self.clear_for_table(self.alloc().ok()?))
+        self.alloc_zeroed().ok().map(Frame::into_raw)
     }
 
     /// `count` frames for tables, as [`alloc_table_frame`](Self::alloc_table_frame) lays them down, all or nothing; otherwise why
@@ -203,23 +219,24 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let capacity = if self.door.frame_size() == FRAME_SIZE { self.door.capacity() } else { 0 };
         let frames = u32::try_from(count).ok().filter(|&frames| frames <= capacity);
         let frames = frames.ok_or((AllocError::Exhausted, count.saturating_sub(u64::from(capacity))))?;
-        let reservation =
-            self.reserve(frames).map_err(|error| (error.reason(), u64::from(error.missing())))?;
-        Ok(core::iter::from_fn(move || Some(self.clear_for_table(reservation.draw()?))))
-    }
-
-    #[cfg(feature = "vtd")]
-    #[allow(unsafe_code, reason = "the contents of a frame that was just taken are cleared")]
-    fn clear_for_table(&self, frame: Frame<'_, S, P>) -> PhysAddr {
-        let address = frame.into_raw();
-        // SAFETY: the frame is ours, and the source maps all of it.
-        unsafe { clear(&SourceContents(&*self.source), address, FRAME_SIZE as usize) };
-        address
+        let reservation = self
+            .reserve_with(Request::ORDINARY.zeroed(), frames)
+            .map_err(|error| (error.reason(), u64::from(error.missing())))?;
+        Ok(core::iter::from_fn(move || reservation.draw().map(Frame::into_raw)))
     }
 
     #[cfg(feature = "vtd")]
     pub(crate) fn count_leaked_table_frames(&self, frames: u64) {
         self.counters.table_frames_leaked.add(frames);
+    }
+
+    /// The caches of one kind.
+    #[inline(always)]
+    fn cache_of(&self, kind: Kind) -> &Cache {
+        match kind {
+            Kind::Dirty => &self.cache,
+            Kind::Clean => &self.clean_cache,
+        }
     }
 
     fn count_collision(&self, miss: SlotMiss) {

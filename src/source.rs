@@ -27,7 +27,7 @@ pub(crate) mod region;
 ///   aligned to the frame size, at the same place each time.
 /// * `try_supply`, `pointer` and `base` do not sleep, take no lock that an interrupt could find taken, allocate
 ///   nothing from a heap and do not panic.
-/// * `base` is the same each time.
+/// * `base` and `supplies_zeroed` are the same each time; if the latter says so, every frame is zero when it is handed out.
 ///
 /// ```
 /// use core::ptr::NonNull;
@@ -68,6 +68,11 @@ pub unsafe trait FrameSource: Sync {
 
     /// Where the CPU reads and writes `frame`.
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8>;
+
+    /// Whether every frame that is handed out is zero in every byte, so that the pool need not clear it. As provided: no.
+    fn supplies_zeroed(&self) -> bool {
+        false
+    }
 
     /// The lowest address that this source ever hands out. A pool numbers its frames from here and can hold those of
     /// the next 2³² − 1 frames (16 TiB with frames of 4 KiB). Must be a multiple of the frame size.

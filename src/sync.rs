@@ -216,6 +216,11 @@ pub(crate) mod counter {
             self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
         }
 
+        pub(crate) fn set(&self, value: u64) {
+            // Ordering: Relaxed; as in `add`.
+            self.0.store(value, Ordering::Relaxed);
+        }
+
         pub(crate) fn get(&self) -> u64 {
             // Ordering: Relaxed; a snapshot is approximate while operations are in progress.
             self.0.load(Ordering::Relaxed)

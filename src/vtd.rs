@@ -123,6 +123,16 @@ pub unsafe trait TableFrames {
     /// included.
     unsafe fn free(&self, frame: PhysAddr);
 
+    /// Takes a frame back that is still, or again, filled with zeros: a table that was never used, or was emptied. As provided,
+    /// like any other.
+    ///
+    /// # Safety
+    /// As for [`free`](Self::free), and every byte of the frame is zero.
+    unsafe fn free_zeroed(&self, frame: PhysAddr) {
+        // SAFETY: the caller's.
+        unsafe { self.free(frame) }
+    }
+
     /// Where the CPU reads and writes `frame`.
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8>;
 
@@ -187,6 +197,11 @@ unsafe impl<T: TableFrames + ?Sized> TableFrames for &T {
         unsafe { (**self).free(frame) }
     }
 
+    unsafe fn free_zeroed(&self, frame: PhysAddr) {
+        // SAFETY: the caller's.
+        unsafe { (**self).free_zeroed(frame) }
+    }
+
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
         (**self).pointer(frame)
     }
@@ -226,6 +241,11 @@ unsafe impl<S: FrameSource, P: Platform> TableFrames for FramePool<S, P> {
     unsafe fn free(&self, frame: PhysAddr) {
         // SAFETY: the caller says that `allocate` laid the frame down, once, and that nothing reaches it.
         drop(unsafe { crate::Frame::from_raw(self, frame) });
+    }
+
+    unsafe fn free_zeroed(&self, frame: PhysAddr) {
+        // SAFETY: as for `free`, and the caller says that it is zero.
+        unsafe { crate::Frame::from_raw(self, frame).free_zeroed() }
     }
 
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {

@@ -39,11 +39,12 @@ fn watermarks_must_not_descend_and_must_fit() {
 fn zero_and_too_much_are_refused() {
     assert_eq!(error(Builder::new(0)), BuildError::CapacityZero);
     assert_eq!(error(Builder::new(u32::MAX)), BuildError::CapacityTooLarge { capacity: u32::MAX });
+    assert_eq!(error(Builder::new(1 << 31)), BuildError::CapacityTooLarge { capacity: 1 << 31 });
     assert_eq!(error(Builder::new(8).cpus(0)), BuildError::Cpus { cpus: 0 });
     assert_eq!(error(Builder::new(8).cpus(usize::MAX)), BuildError::Cpus { cpus: usize::MAX });
     assert_eq!(error(Builder::new(8).magazine_size(0)), BuildError::MagazineSize { magazine_size: 0 });
     assert_eq!(error(Builder::new(8).magazine_size(4096)), BuildError::MagazineSize { magazine_size: 4096 });
-    let many = Builder::new(u32::MAX - 1).magazine_size(1);
+    let many = Builder::new((1 << 31) - 1).magazine_size(1);
     assert_eq!(error(many), BuildError::TooManyMagazines { magazine_size: 1 });
     let watermarks = Watermarks { min: 2, low: 2, high: 4, max: 8 };
     let initial = |initial| BuildError::Initial { initial, min: 2, capacity: 8 };

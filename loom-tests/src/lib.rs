@@ -79,11 +79,18 @@ impl<O: SlotOwnership> Platform for Host<O> {
     }
 }
 
-/// A source of `frames` frames that remembers which are out. Its own lock is invisible to the model.
+/// One frame's memory.
+#[derive(Clone, Debug)]
+#[repr(C, align(4096))]
+struct Page([u8; FRAME as usize]);
+
+/// A source of `frames` frames that remembers which are out. Its own lock is invisible to the model; that the pool touches the
+/// contents of a frame is not.
 #[derive(Debug)]
 pub struct Source {
     out: Mutex<Vec<bool>>,
-    memory: NonNull<u64>,
+    memory: NonNull<Page>,
+    touched: Vec<UnsafeCell<()>>,
 }
 
 // SAFETY: the memory is reached through frames only, each of which has one owner.
@@ -93,8 +100,12 @@ unsafe impl Sync for Source {}
 
 impl Source {
     pub fn new(frames: usize) -> Self {
-        let memory = NonNull::from(Box::leak(vec![0u64; frames].into_boxed_slice())).cast();
-        Self { out: Mutex::new(vec![false; frames]), memory }
+        let pages = vec![Page([0; FRAME as usize]); frames].into_boxed_slice();
+        Self {
+            out: Mutex::new(vec![false; frames]),
+            memory: NonNull::from(Box::leak(pages)).cast(),
+            touched: (0..frames).map(|_| UnsafeCell::new(())).collect(),
+        }
     }
 
     /// Frames that are out.
@@ -111,7 +122,7 @@ impl Drop for Source {
     }
 }
 
-// SAFETY: a frame is out at most once, which `reclaim` checks, and the first word of each, all that the pool touches, is mapped.
+// SAFETY: a frame is out at most once, which `reclaim` checks, and all of it is mapped.
 unsafe impl FrameSource for Source {
     fn supply(&self, frames: &mut [PhysAddr]) -> Result<usize, SourceError> {
         let mut supplied = 0;
@@ -135,8 +146,11 @@ unsafe impl FrameSource for Source {
         }
     }
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
-        // SAFETY: every frame of this source has one word.
-        unsafe { self.memory.add((frame.as_u64() / FRAME) as usize) }.cast()
+        let number = (frame.as_u64() / FRAME) as usize;
+        // Whoever asks is about to touch the frame: loom reports it if somebody else is, unordered.
+        self.touched[number].with_mut(|_| ());
+        // SAFETY: every frame of this source has one page.
+        unsafe { self.memory.add(number) }.cast()
     }
 }
 
@@ -199,6 +213,28 @@ impl<O: SlotOwnership> Watched<O> {
         self.contents[number].with_mut(|content| unsafe { *content += 1 });
     }
 
+    /// Uses a frame and leaves something in it.
+    pub fn soil(&self, frame: &Frame<'_, Source, Host>) {
+        self.touch(frame);
+        // SAFETY: the frame is ours.
+        unsafe { frame.as_ptr().write_bytes(0xAA, FRAME as usize) };
+    }
+
+    /// INV-9: takes a zeroed frame, looks at all of it, soils it and gives it back; whether there was one.
+    pub fn take_zeroed_and_soil(&self) -> bool {
+        self.pool.alloc_zeroed().is_ok_and(|frame| {
+            self.assert_zero(&frame);
+            self.soil(&frame);
+            true
+        })
+    }
+
+    pub fn assert_zero(&self, frame: &Frame<'_, Source, Host>) {
+        // SAFETY: the frame is ours.
+        let bytes = unsafe { frame.as_ptr().cast::<[u8; FRAME as usize]>().read() };
+        assert!(bytes.iter().all(|&byte| byte == 0), "INV-9: {frame:?}");
+    }
+
     /// Takes a frame, uses it, and gives it back; whether there was one.
     pub fn take_and_give(&self) -> bool {
         self.pool.alloc().is_ok_and(|frame| {
@@ -217,6 +253,12 @@ impl<O: SlotOwnership> Watched<O> {
             .collect();
         taken.iter().for_each(|frame| self.touch(frame));
         assert_eq!(taken.len(), frames, "INV-1: every frame once\n{stats}");
+        let stats = self.pool.stats();
+        assert_eq!(
+            (stats.stock, stats.clean),
+            (0, 0),
+            "INV-4: nothing is counted that is not there\n{stats}"
+        );
     }
 }
 

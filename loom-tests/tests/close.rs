@@ -53,3 +53,24 @@ fn an_allocation_while_the_pool_closes_gets_a_frame_or_is_told() {
         watched.pool.vacate().unwrap();
     });
 }
+
+#[test]
+fn an_allocation_that_is_past_the_sign_when_it_is_put_up_keeps_its_frame() {
+    loom_tests::model(4, || {
+        // The frame is in the depot, where the caller goes after it has seen that the pool is open.
+        let watched = pool(1, 1, 1, 0);
+        let caller = {
+            let watched = Arc::clone(&watched);
+            on_cpu(0, move || watched.pool.alloc().ok().map(framepool::Frame::into_raw))
+        };
+        let closed = watched.pool.vacate();
+        if let Some(frame) = caller.join().unwrap() {
+            assert!(closed.is_err(), "INV-12: {frame} is out");
+            assert_eq!(watched.pool.source().out(), 1);
+            // SAFETY: the frame was laid down as this address, once.
+            drop(unsafe { framepool::Frame::from_raw(&watched.pool, frame) });
+        }
+        watched.pool.vacate().unwrap();
+        assert_eq!(watched.pool.source().out(), 0);
+    });
+}

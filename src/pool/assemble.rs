@@ -1,15 +1,15 @@
 //! How a pool is put together: bookkeeping memory carved into the structures, then the first frames.
 
 use super::{
-    BuildError, Builder, Counters, FramePool, cache::Cache, config::Extents, depot::Depot, door::Door,
-    fallback::Fallback, refill::Policy, reserve::Reserve,
+    BuildError, Builder, Counters, FramePool, cache::Cache, config::Extents, config::SLOT_MAGAZINES,
+    depot::Depot, door::Door, fallback::Fallback, refill::Policy, reserve::Reserve,
 };
 use crate::{
     platform::Platform,
     raw::{
         arena::{Arena, Memory},
         level::FillLevel,
-        magazine::{Magazine, Magazines, Shape},
+        magazine::{Kind, Magazine, Magazines, Shape},
         overflow::Overflow,
         registry::Registry,
         slot::{Slot, SlotState, Slots},
@@ -99,12 +99,13 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let word = |_| AtomicU32::new(0);
         let shape = Shape::new(extents.magazine_size);
         // The first two magazines of each slot are empty; all others start on the empty stack.
-        let slot = |cpu: usize| {
-            let first = 2 * cpu as u32;
+        let slot = |number: usize| {
+            let first = 2 * number as u32;
             let (loaded, previous) = (new_magazine(first), new_magazine(first + 1));
             CachePadded::new(Slot::new(shape, SlotState::holding(shape, loaded, previous)))
         };
-        let slots = arena.carve(extents.cpus, slot).ok_or(too_small)?;
+        let dirty_slots = arena.carve(extents.cpus, slot).ok_or(too_small)?;
+        let clean_slots = arena.carve(extents.cpus, |cpu| slot(extents.cpus + cpu)).ok_or(too_small)?;
         let entries = arena.carve(extents.entries(), |_| UnsafeCell::new(0)).ok_or(too_small)?;
         let links = arena.carve(extents.magazines, word).ok_or(too_small)?;
         let lengths = arena.carve(extents.magazines, word).ok_or(too_small)?;
@@ -117,12 +118,13 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let level = FillLevel::new(watermarks.low - watermarks.min, watermarks.max - watermarks.min);
         let magazines = Magazines::new(entries, links.share(), lengths.share(), extents.magazine_size);
         let depot = Depot::new(&links, lengths, extents.magazine_size, level);
-        for index in 2 * extents.cpus..extents.magazines {
-            depot.put(new_magazine(index as u32));
+        for index in SLOT_MAGAZINES * extents.cpus..extents.magazines {
+            depot.put(Kind::Dirty, new_magazine(index as u32));
         }
         let door = Door::new(Registry::new(positions), base, builder.frame_size, extents.capacity);
         let pool = Self {
-            cache: Cache::new(Slots::new(slots, magazines)),
+            clean_cache: Cache::new(Slots::new(clean_slots, magazines.share())),
+            cache: Cache::new(Slots::new(dirty_slots, magazines)),
             reserve: Reserve::new(&reserve_links, reserve_cells),
             depot,
             overflow: Overflow::new(),
@@ -130,6 +132,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             fallback: Fallback::new(builder.fallback),
             maintenance: Turn::new(Policy::default()),
             watermarks,
+            idle_passes: builder.idle_passes,
             closing: AtomicBool::new(false),
             counters: Counters::default(),
             platform,

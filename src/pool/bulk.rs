@@ -1,7 +1,12 @@
 //! Many frames in one call: the slot is owned once for as many as it has, not once for each.
 
 use super::{AllocError, FramePool, Request};
-use crate::{frame::Frame, platform::Platform, raw::magazine::FrameNumber, source::FrameSource};
+use crate::{
+    frame::Frame,
+    platform::Platform,
+    raw::magazine::{FrameNumber, Kind},
+    source::FrameSource,
+};
 
 /// Frames that move between the slot and the caller at a time, on the stack.
 pub(super) const CHUNK: usize = 64;
@@ -71,6 +76,19 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     ///
     /// From any context; never fails. The bound is that of a single free for each magazine, not for each frame.
     pub fn free_bulk<'p>(&'p self, frames: &mut [Option<Frame<'p, S, P>>]) {
+        self.free_bulk_of(Kind::Dirty, frames);
+    }
+
+    /// Gives back every frame in `frames`, as [`free_bulk`](Self::free_bulk), and promises that those of this pool are zero.
+    ///
+    /// # Safety
+    /// As for [`Frame::free_zeroed`], for each of them.
+    #[allow(unsafe_code, reason = "the promise is the caller's")]
+    pub unsafe fn free_bulk_zeroed<'p>(&'p self, frames: &mut [Option<Frame<'p, S, P>>]) {
+        self.free_bulk_of(Kind::Clean, frames);
+    }
+
+    fn free_bulk_of<'p>(&'p self, kind: Kind, frames: &mut [Option<Frame<'p, S, P>>]) {
         let mut chunk: [FrameNumber; CHUNK] = [0; CHUNK];
         for entries in frames.chunks_mut(CHUNK) {
             let mut length = 0;
@@ -84,7 +102,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
                     length += 1;
                 }
             }
-            self.give_many(chunk.get(..length).unwrap_or_default());
+            self.give_many(kind, chunk.get(..length).unwrap_or_default());
         }
     }
 
@@ -94,7 +112,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         request: Request,
         frames: &mut [FrameNumber],
     ) -> Result<usize, AllocError> {
-        let got = self.cache.pop_many(&self.platform, frames);
+        let got = self.cache_of(request.kind()).pop_many(&self.platform, frames);
         match frames.first_mut() {
             Some(first) if got == 0 => *first = self.take(request)?,
             _ => return Ok(got),
@@ -103,10 +121,11 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     }
 
     /// Gives back frames, as many at a time as this CPU's cache has room for.
-    pub(super) fn give_many(&self, frames: &[FrameNumber]) {
-        let put = if self.reserve.missing() == 0 { self.cache.push_many(&self.platform, frames) } else { 0 };
+    pub(super) fn give_many(&self, kind: Kind, frames: &[FrameNumber]) {
+        let cache = self.cache_of(kind);
+        let put = if self.reserve.missing() == 0 { cache.push_many(&self.platform, frames) } else { 0 };
         for &frame in frames.iter().skip(put) {
-            self.give(frame);
+            self.give(kind, frame);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Tier 1: the frames that each CPU has at hand, two magazines a CPU; asks the depot when both are empty or full.
+//! Tier 1: the frames that each CPU has at hand, two magazines a CPU; asks the depot when both are empty or full. A pool has
+//! two of these, one for frames of any content and one for zeroed ones.
 //!
 //! Nothing here is shared between CPUs but by theft; how a slot is owned is the strategy's secret (`raw/slot.rs`).
 
@@ -11,7 +12,7 @@ use crate::{
     sync::atomic::Ordering,
 };
 
-/// The caches of all CPUs.
+/// The caches of all CPUs, for frames of one kind.
 #[derive(Debug)]
 pub(crate) struct Cache {
     slots: Slots,
@@ -101,6 +102,23 @@ impl Cache {
             let (loaded, previous) = (unloaded(loaded.0), unloaded(previous.0));
             platform.ownership().open(&self.slots, cpu, Loading(loaded), Loading(previous));
         }
+    }
+
+    /// Whether the slot `cpu` holds frames and has not been used for `passes` passes; to be asked once a pass, by the worker.
+    pub(crate) fn is_idle(&self, cpu: usize, passes: u32) -> bool {
+        let Some(slot) = self.slots.of(cpu) else { return false };
+        let used = slot.popped().wrapping_add(slot.pushed());
+        if used != slot.seen.get() {
+            slot.seen.set(used);
+            slot.idle.set(0);
+            return false;
+        }
+        slot.idle.add(1);
+        // Ordering: Relaxed; a look at whether it is worth while to shut the slot, which does the ordering.
+        let word = slot.word.load(Ordering::Relaxed);
+        slot.idle.get() >= u64::from(passes)
+            && word != SlotState::TAKEN
+            && SlotState::from_word(word).frames(self.slots.magazines.shape()) > 0
     }
 
     /// How many slots there are.

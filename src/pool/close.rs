@@ -1,20 +1,8 @@
 //! The end of a pool: every frame goes back to the source, or the pool stays.
 
-use super::FramePool;
-use crate::{
-    frame::PhysAddr,
-    platform::Platform,
-    raw::magazine::{FrameNumber, Magazine},
-    source::FrameSource,
-    sync::{atomic::Ordering, wait_hint},
-};
+use super::{FramePool, standstill::Standstill};
+use crate::{platform::Platform, source::FrameSource};
 use core::{error::Error, fmt, mem::ManuallyDrop};
-
-/// How often closing looks again at a slot in which an operation is in progress.
-const PATIENCE: u32 = 1 << 16;
-
-/// Frames that go to or come from the source at a time, on the stack.
-pub(crate) const CHUNK: usize = 64;
 
 /// The pool could not be closed, and is given back as it was.
 pub struct CloseError<T> {
@@ -88,113 +76,43 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// fail with [`AllocError::Closed`](crate::AllocError::Closed) unless their CPU's cache serves them first.
     ///
     /// # Errors
-    /// [`CloseError`] when frames are out; then nothing has changed.
+    /// [`CloseError`] when frames are out; then nothing has changed, unless an allocation came in between: then frames that
+    /// were not out may have gone back already.
     pub fn vacate(&self) -> Result<(), CloseError<()>> {
         self.empty_out().map_err(|frames_out| CloseError::new((), frames_out))
     }
 
-    /// Brings every frame back to the source if none is out; otherwise how many are, and nothing has changed.
+    /// Brings every frame back to the source if none is out; otherwise how many are.
     ///
-    /// The slots are shut one by one and stay so. From then on every operation finds its slot busy and goes to the depot,
-    /// where an allocation sees that the pool is closing; a free still goes into the stock. Then everything is counted: a
-    /// frame that is being freed meanwhile is either counted in the stock or missing, and if one is missing the slots are
-    /// opened again with what they held.
+    /// The slots are shut one by one. From then on every operation finds its slot busy and goes to the depot, where an
+    /// allocation sees that the pool is closing; a free still goes into the stock. Then everything is counted: a frame that
+    /// is being freed meanwhile is either counted in the stock or missing, and if one is missing the slots are opened again
+    /// with what they held. Otherwise their magazines go to the depot, and everything there to the source. An allocation
+    /// that went past the sign before it was put up may still find a frame on the way; so what is owned is looked at once
+    /// more in the end.
     fn empty_out(&self) -> Result<(), u32> {
         self.maintenance.try_with(|_| self.empty_out_alone()).unwrap_or(Err(0))
     }
 
     fn empty_out_alone(&self) -> Result<(), u32> {
-        // Ordering: Release; pairs with the Acquire in `is_closing`.
-        self.closing.store(true, Ordering::Release);
-        let mut cached = 0;
-        let mut shut = 0;
-        while let Some(frames) = self.shut(shut) {
-            cached += frames;
-            shut += 1;
-        }
-        let outcome = if shut < self.cache.slots() { Err(0) } else { self.empty_stock(cached) };
-        for cpu in 0..shut {
-            self.cache.reopen(&self.platform, cpu, |magazine| match outcome {
-                Ok(()) => self.send_back_all(magazine),
-                Err(_) => magazine,
-            });
-        }
-        // Ordering: Release; as above.
-        self.closing.store(false, Ordering::Release);
-        outcome
-    }
-
-    /// Shuts one slot, waiting for an operation that is in progress there; how many frames it holds.
-    fn shut(&self, cpu: usize) -> Option<u32> {
-        if cpu >= self.cache.slots() {
-            return None;
-        }
-        for _ in 0..PATIENCE {
-            if let Some(frames) = self.cache.shut(&self.platform, cpu) {
-                return Some(frames);
-            }
-            wait_hint();
-        }
-        None
-    }
-
-    /// With all slots shut, holding `cached` frames: empties the stock if it and they are all that the pool owns.
-    fn empty_stock(&self, cached: u32) -> Result<(), u32> {
+        let mut standstill = Standstill::begin(self);
+        let cached = standstill.shut_all().ok_or(0u32)?;
         self.recover_overflow();
         let reserve = self.reserve.target().saturating_sub(self.reserve.missing());
-        let inside = cached.saturating_add(self.depot.level().frames()).saturating_add(reserve);
-        let out = self.door.owned().saturating_sub(inside);
-        if out > 0 {
-            return Err(out);
+        let inside = cached.saturating_add(self.depot.level().fill().frames).saturating_add(reserve);
+        match self.door.owned().saturating_sub(inside) {
+            0 => {}
+            out => return Err(out),
         }
-        while let Some(magazine) = self.depot.take_stocked() {
-            let frames = magazine.length();
-            let empty = self.send_back_all(magazine);
-            // The worker is not wanted any more.
-            let _ = self.depot.level().removed(frames);
-            self.depot.put(empty);
-        }
+        standstill.drain_all();
+        self.send_back_stock(u32::MAX);
         while let Some(frame) = self.reserve.take() {
             self.send_back(&[frame]);
         }
-        Ok(())
-    }
-
-    fn send_back_all(&self, mut magazine: Magazine) -> Magazine {
-        self.send_back_from(&mut magazine, u32::MAX);
-        magazine
-    }
-
-    /// Brings up to `most` frames of a magazine back to the source for good; how many.
-    pub(crate) fn send_back_from(&self, magazine: &mut Magazine, most: u32) -> u32 {
-        let mut sent = 0;
-        loop {
-            let mut chunk: [FrameNumber; CHUNK] = [0; CHUNK];
-            let mut length = 0;
-            for place in chunk.iter_mut().take((most - sent) as usize) {
-                let Some(frame) = self.cache.magazines().pop(magazine) else { break };
-                *place = frame;
-                length += 1;
-            }
-            if length == 0 {
-                return sent;
-            }
-            self.send_back(chunk.get(..length).unwrap_or_default());
-            sent += length as u32;
+        match self.door.owned() {
+            0 => Ok(()),
+            out => Err(out),
         }
-    }
-
-    /// Brings up to [`CHUNK`] frames back to the source for good.
-    #[allow(unsafe_code, reason = "this is where frames leave the pool")]
-    fn send_back(&self, frames: &[FrameNumber]) {
-        let mut addresses = [PhysAddr::new(0); CHUNK];
-        for (address, &frame) in addresses.iter_mut().zip(frames) {
-            *address = self.door.dismiss(frame);
-        }
-        let addresses = addresses.get(..frames.len()).unwrap_or_default();
-        // SAFETY: the frames came from this source, were in the pool and hence with nobody else (INV-1), and the door has
-        // just forgotten them.
-        unsafe { self.source.reclaim(addresses) }
     }
 
     /// The source of an emptied pool.

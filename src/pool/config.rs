@@ -4,6 +4,7 @@ use crate::{
     pool::{depot, fallback::FallbackPolicy},
     raw::{
         arena::Measure,
+        level::LEVEL_LIMIT,
         magazine::{FrameNumber, MAGAZINE_LIMIT, MAGAZINE_SIZE_LIMIT, Shape},
         registry::Registry,
         slot::Slot,
@@ -89,6 +90,7 @@ pub struct Builder {
     pub(crate) frame_size: u32,
     pub(crate) initial: Option<u32>,
     pub(crate) reservations: Option<u32>,
+    pub(crate) idle_passes: u32,
 }
 
 /// The number of CPUs assumed when neither the host nor the platform says.
@@ -98,9 +100,13 @@ pub(super) const CPUS_LIMIT: usize = 4096;
 pub(crate) const FRAME_SIZE: u32 = 4096;
 /// Measured: two threads that take and give 1,024 frames at a time hardly meet at the depot with this size.
 const MAGAZINE_SIZE_DEFAULT: u32 = 255;
+/// Magazines in the slots of one CPU: two for each kind of frames.
+pub(crate) const SLOT_MAGAZINES: usize = 4;
+/// Passes come at least once a second.
+const IDLE_PASSES_DEFAULT: u32 = 4;
 
 impl Builder {
-    /// A pool that may own up to `capacity` frames.
+    /// A pool that may own up to `capacity` frames, 1 to 2³¹ − 1.
     pub const fn new(capacity: u32) -> Self {
         Self {
             capacity,
@@ -111,6 +117,7 @@ impl Builder {
             frame_size: FRAME_SIZE,
             initial: None,
             reservations: None,
+            idle_passes: IDLE_PASSES_DEFAULT,
         }
     }
 
@@ -149,6 +156,12 @@ impl Builder {
         Self { reservations: Some(count), ..self }
     }
 
+    /// After how many passes without use, one at least, the frames in a CPU's cache go back to the depot, where other CPUs find
+    /// them and from where they can be trimmed. Default: 4.
+    pub const fn idle_passes(self, passes: u32) -> Self {
+        Self { idle_passes: if passes == 0 { 1 } else { passes }, ..self }
+    }
+
     /// The bookkeeping memory that the pool needs, in bytes and alignment: for `build_in`.
     ///
     /// # Errors
@@ -163,7 +176,7 @@ impl Builder {
         if self.capacity == 0 {
             return Err(BuildError::CapacityZero);
         }
-        if self.capacity == FrameNumber::MAX {
+        if self.capacity > LEVEL_LIMIT {
             return Err(BuildError::CapacityTooLarge { capacity: self.capacity });
         }
         if min > low || low > high || high > max || max > self.capacity {
@@ -178,7 +191,7 @@ impl Builder {
             return Err(BuildError::Cpus { cpus });
         }
         let magazine_size = self.magazine_size.unwrap_or_else(|| {
-            let share = self.capacity / (4 * cpus as u32);
+            let share = self.capacity / (2 * (SLOT_MAGAZINES * cpus) as u32);
             // The largest that is one less than a power of two.
             ((1 << (share + 1).ilog2()) - 1).clamp(1, MAGAZINE_SIZE_DEFAULT)
         });
@@ -186,7 +199,7 @@ impl Builder {
             return Err(BuildError::MagazineSize { magazine_size });
         }
         let reservations = self.reservations.map_or(cpus * depot::IN_PROGRESS, |count| count as usize);
-        let in_use = cpus * (2 + depot::IN_PROGRESS) + reservations;
+        let in_use = cpus * (SLOT_MAGAZINES + depot::IN_PROGRESS) + reservations;
         let magazines = self.capacity.div_ceil(magazine_size) as usize + in_use;
         if magazines >= MAGAZINE_LIMIT as usize {
             return Err(BuildError::TooManyMagazines { magazine_size });
@@ -218,6 +231,7 @@ impl Extents {
     /// The memory for all structures, in the order in which `FramePool` carves them.
     pub(crate) fn layout(&self) -> Result<Layout, BuildError> {
         Measure::new()
+            .array::<CachePadded<Slot>>(self.cpus)
             .array::<CachePadded<Slot>>(self.cpus)
             .array::<UnsafeCell<FrameNumber>>(self.entries())
             .array::<AtomicU32>(self.magazines) // links

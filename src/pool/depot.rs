@@ -1,25 +1,32 @@
 //! Tier 2: the shared stock of whole magazines; whoever finds it empty steals from other CPUs.
 //!
-//! Three stacks, by what is in a magazine: full, partial (one frame at least, room for one at least), empty. Partial
-//! magazines come from refills and thefts that do not fill one, and from callers that may not enter their CPU's slot at
-//! this moment (an interrupt that landed inside): they are served one frame at a time from here.
+//! Stacks by what is in a magazine: full or partial (one frame at least, room for one at least), each twice, on the dirty
+//! and on the clean side, and empty. Partial magazines come from refills and thefts that do not fill one, and from callers
+//! that may not enter their CPU's slot at this moment (an interrupt that landed inside): they are served one frame at a time
+//! from here.
 //!
-//! The fill level counts what the full and the partial stack hold. It is raised before a magazine is pushed and lowered
+//! The fill level counts what the full and the partial stacks hold. It is raised before a magazine is pushed and lowered
 //! after one is popped (`raw/level.rs`), so the calls that move magazines and those that count are apart.
 //!
+//! # Why only zeroed frames are on the clean side (INV-9)
+//! A frame gets there when the worker has cleared it, when the source says that its frames are zero, or when its last
+//! owner promised that it is; nobody writes it after that until it is taken. A magazine goes on the stack of the kind that
+//! the caller names, and every caller names `Clean` only for a magazine from the clean side, with nothing but such frames
+//! added.
+//!
 //! # Why a free finds a magazine
-//! With nothing on the empty and the partial stack, every magazine that is neither in a slot nor in the hands of an
-//! operation or a reservation is full. There are as many magazines as all frames fill, two a slot, [`IN_PROGRESS`] for each slot,
-//! and one for each reservation that the pool was built for (only the first of a reservation's magazines is not full); the
-//! frame that is being freed is in none of them, so at least as many operations are in progress as these. A CPU that
-//! interrupts itself less deeply than that never gets there; user space with many preempted threads may, and then the
-//! overflow takes the frame.
+//! With nothing on the empty and the partial stacks, every magazine that is neither in a slot nor in the hands of an
+//! operation or a reservation is full. There are as many magazines as all frames fill, four a CPU in slots, [`IN_PROGRESS`] for
+//! each CPU, and one for each reservation that the pool was built for (only the first of a reservation's magazines is not
+//! full); the frame that is being freed is in none of them, so at least as many operations are in progress as these. A CPU
+//! that interrupts itself less deeply than that never gets there; user space with many preempted threads may, and then the
+//! overflow takes the frame. A frame that finds room on the other side only takes it: a dirty one makes the magazine dirty.
 
 use crate::{
     raw::{
         arena::Carved,
         level::{FillLevel, Ring},
-        magazine::{FrameNumber, Magazine, Magazines},
+        magazine::{FrameNumber, Kind, Magazine, Magazines},
         stack::TaggedStack,
     },
     sync::{
@@ -29,18 +36,25 @@ use crate::{
 };
 use crossbeam_utils::CachePadded;
 
-/// Magazines kept for operations in progress, for each slot: a thread, a soft and a hard interrupt, and an NMI, each of
+/// Magazines kept for operations in progress, for each CPU: a thread, a soft and a hard interrupt, and an NMI, each of
 /// which holds at most one.
 pub(crate) const IN_PROGRESS: usize = 4;
+
+/// The magazines with frames of one kind.
+#[derive(Debug)]
+struct Side {
+    full: CachePadded<TaggedStack>,
+    partial: CachePadded<TaggedStack>,
+}
 
 /// The shared stock.
 #[derive(Debug)]
 pub(crate) struct Depot {
-    full: CachePadded<TaggedStack>,
-    partial: CachePadded<TaggedStack>,
+    dirty: Side,
+    clean: Side,
     empty: CachePadded<TaggedStack>,
     level: CachePadded<FillLevel>,
-    /// How full each magazine on the partial stack is; written before the push, read after the pop.
+    /// How full each magazine on a partial stack is; written before the push, read after the pop.
     lengths: Carved<AtomicU32>,
     size: u32,
     /// All frames ever drawn from the stock: the demand, as the worker sees it.
@@ -56,11 +70,11 @@ impl Depot {
         level: FillLevel,
     ) -> Self {
         let stack = || CachePadded::new(TaggedStack::new(links.share()));
-        let (full, partial, empty) = (stack(), stack(), stack());
+        let side = || Side { full: stack(), partial: stack() };
         Self {
-            full,
-            partial,
-            empty,
+            dirty: side(),
+            clean: side(),
+            empty: stack(),
             level: CachePadded::new(level),
             lengths,
             size,
@@ -77,41 +91,69 @@ impl Depot {
         self.drawn.get()
     }
 
+    fn side(&self, kind: Kind) -> &Side {
+        match kind {
+            Kind::Dirty => &self.dirty,
+            Kind::Clean => &self.clean,
+        }
+    }
+
     /// Puts a magazine on the stack where it belongs. Does not count.
-    pub(crate) fn put(&self, magazine: Magazine) {
+    pub(crate) fn put(&self, kind: Kind, magazine: Magazine) {
         let (index, length) = magazine.into_parts();
         if length == 0 {
             self.empty.push(index);
         } else if length >= self.size {
-            self.full.push(index);
+            self.side(kind).full.push(index);
         } else {
             if let Some(slot) = self.lengths.get(index as usize) {
                 // Ordering: Relaxed; published with the index by the Release of the push, to the Acquire of the pop.
                 slot.store(length, Ordering::Relaxed);
             }
-            self.partial.push(index);
+            self.side(kind).partial.push(index);
         }
     }
 
     /// A full magazine. Does not count.
-    pub(crate) fn take_full(&self) -> Option<Magazine> {
-        self.full.pop().map(|index| magazine(index, self.size))
+    pub(crate) fn take_full(&self, kind: Kind) -> Option<Magazine> {
+        self.side(kind).full.pop().map(|index| magazine(index, self.size))
     }
 
-    fn pop_partial(&self) -> Option<Magazine> {
-        let index = self.partial.pop()?;
+    fn pop_partial(&self, kind: Kind) -> Option<Magazine> {
+        let index = self.side(kind).partial.pop()?;
         // Ordering: Relaxed; the Acquire of the pop made it visible.
         Some(magazine(index, self.lengths.get(index as usize)?.load(Ordering::Relaxed)))
     }
 
     /// A magazine with frames: a full one, or else a partial one. Does not count.
-    pub(crate) fn take_stocked(&self) -> Option<Magazine> {
-        self.take_full().or_else(|| self.pop_partial())
+    pub(crate) fn take_stocked(&self, kind: Kind) -> Option<Magazine> {
+        self.take_full(kind).or_else(|| self.pop_partial(kind))
     }
 
-    /// A magazine with room: an empty one, or else a partial one. Does not count.
-    pub(crate) fn take_vacant(&self) -> Option<Magazine> {
-        self.take_empty().or_else(|| self.pop_partial())
+    /// A magazine with frames of which only some are wanted: a partial one, or else a full one. Does not count.
+    pub(crate) fn take_begun(&self, kind: Kind) -> Option<Magazine> {
+        self.pop_partial(kind).or_else(|| self.take_full(kind))
+    }
+
+    /// A magazine with room for a slot: an empty one, or else a partial one. Does not count, unless what is in it has to
+    /// change sides.
+    pub(crate) fn take_vacant(&self, kind: Kind) -> Option<Magazine> {
+        self.take_empty().or_else(|| self.pop_partial(kind)).or_else(|| self.soil_for(kind))
+    }
+
+    /// A magazine with room for a few frames: a partial one, or else an empty one. Counts as `take_vacant`.
+    pub(crate) fn take_roomy(&self, kind: Kind) -> Option<Magazine> {
+        self.pop_partial(kind).or_else(|| self.take_empty()).or_else(|| self.soil_for(kind))
+    }
+
+    /// A partial magazine of the clean side, whose frames count as dirty from now on, for want of another.
+    fn soil_for(&self, kind: Kind) -> Option<Magazine> {
+        if kind == Kind::Clean {
+            return None;
+        }
+        let magazine = self.pop_partial(Kind::Clean)?;
+        self.level.soiled(magazine.length());
+        Some(magazine)
     }
 
     /// An empty magazine.
@@ -120,28 +162,40 @@ impl Depot {
     }
 
     /// Counts `frames` out of the stock, after they were taken, as demand.
-    pub(crate) fn count_drawn(&self, frames: u32) -> Ring {
+    pub(crate) fn count_drawn(&self, kind: Kind, frames: u32) -> Ring {
         self.drawn.add(u64::from(frames));
-        self.level.removed(frames)
+        self.level.removed(kind, frames)
     }
 
     /// Takes one frame out of a magazine that goes back at once.
-    pub(crate) fn take_one(&self, magazines: &Magazines) -> Option<(FrameNumber, Ring)> {
-        let mut magazine = self.pop_partial().or_else(|| self.take_full())?;
+    pub(crate) fn take_one(&self, magazines: &Magazines, kind: Kind) -> Option<(FrameNumber, Ring)> {
+        let mut magazine = self.take_begun(kind)?;
         let frame = magazines.pop(&mut magazine);
-        self.put(magazine);
-        Some((frame?, self.count_drawn(1)))
+        self.put(kind, magazine);
+        Some((frame?, self.count_drawn(kind, 1)))
     }
 
     /// Puts one frame into a magazine that goes back at once; the frame comes back when no magazine has room.
-    pub(crate) fn put_one(&self, magazines: &Magazines, frame: FrameNumber) -> Result<Ring, FrameNumber> {
-        let Some(mut magazine) = self.pop_partial().or_else(|| self.take_empty()) else { return Err(frame) };
+    pub(crate) fn put_one(
+        &self,
+        magazines: &Magazines,
+        kind: Kind,
+        frame: FrameNumber,
+    ) -> Result<Ring, FrameNumber> {
+        let Some(mut magazine) = self.take_roomy(kind) else {
+            // What is clean may always go where dirty frames are.
+            return if kind == Kind::Clean {
+                self.put_one(magazines, Kind::Dirty, frame)
+            } else {
+                Err(frame)
+            };
+        };
         let outcome = magazines.push(&mut magazine, frame);
         let ring = match outcome {
-            Ok(()) => Ok(self.level.added(1)),
+            Ok(()) => Ok(self.level.added(kind, 1)),
             Err(frame) => Err(frame),
         };
-        self.put(magazine);
+        self.put(kind, magazine);
         ring
     }
 }

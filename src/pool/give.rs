@@ -4,7 +4,7 @@ use super::{FramePool, SourceContents};
 use crate::{
     platform::Platform,
     raw::{
-        magazine::{FrameNumber, Magazine},
+        magazine::{FrameNumber, Kind, Magazine},
         overflow::Chain,
         slot::SlotMiss,
     },
@@ -13,62 +13,62 @@ use crate::{
 
 impl<S: FrameSource, P: Platform> FramePool<S, P> {
     #[inline(always)]
-    pub(crate) fn give(&self, frame: FrameNumber) {
+    pub(crate) fn give(&self, kind: Kind, frame: FrameNumber) {
         let frame = if self.reserve.missing() == 0 { Err(frame) } else { self.reserve.put(frame) };
         let Err(frame) = frame else { return self.counters.freed_below.add(1) };
-        if let Err(miss) = self.cache.push(&self.platform, frame) {
+        if let Err(miss) = self.cache_of(kind).push(&self.platform, frame) {
             self.counters.freed_below.add(1);
-            self.give_below(frame, miss);
+            self.give_below(kind, frame, miss);
         }
     }
 
     /// What a free does when the slot is full or busy.
     #[cold]
     #[inline(never)]
-    fn give_below(&self, frame: FrameNumber, miss: SlotMiss) {
+    fn give_below(&self, kind: Kind, frame: FrameNumber, miss: SlotMiss) {
         self.count_collision(miss);
         let magazines = self.cache.magazines();
         if miss == SlotMiss::Unsuited
-            && let Some(mut magazine) = self.depot.take_vacant()
+            && let Some(mut magazine) = self.depot.take_vacant(kind)
         {
             let from_stock = magazine.length();
             let pushed = magazines.push(&mut magazine, frame);
-            match self.cache.load_vacant(&self.platform, magazine) {
+            match self.cache_of(kind).load_vacant(&self.platform, magazine) {
                 Ok(full) => {
-                    self.return_to_stock(full);
+                    self.return_to_stock(kind, full);
                     if from_stock > 0 {
-                        let ring = self.depot.level().removed(from_stock);
+                        let ring = self.depot.level().removed(kind, from_stock);
                         self.ring(ring);
                     }
                 }
                 Err(magazine) => {
-                    let ring = self.depot.level().added(magazine.length() - from_stock);
+                    let ring = self.depot.level().added(kind, magazine.length() - from_stock);
                     self.ring(ring);
-                    self.depot.put(magazine);
+                    self.depot.put(kind, magazine);
                 }
             }
             if pushed.is_ok() {
                 return;
             }
         }
-        self.put_one(frame);
+        self.put_one(kind, frame);
     }
 
     /// Gives back a magazine as a whole; while the reserve lacks frames, its frames one by one.
-    pub(super) fn give_magazine(&self, mut magazine: Magazine) {
+    pub(super) fn give_magazine(&self, kind: Kind, mut magazine: Magazine) {
         while self.reserve.missing() > 0
             && let Some(frame) = self.cache.magazines().pop(&mut magazine)
         {
-            self.give(frame);
+            self.give(kind, frame);
         }
         self.counters.freed_below.add(u64::from(magazine.length()));
-        self.return_to_stock(magazine);
+        self.return_to_stock(kind, magazine);
     }
 
     /// Puts one frame into the stock, or the overflow when there is no magazine with room.
     #[allow(unsafe_code, reason = "the overflow runs through the frames themselves")]
-    pub(super) fn put_one(&self, frame: FrameNumber) {
-        match self.depot.put_one(self.cache.magazines(), frame) {
+    pub(super) fn put_one(&self, kind: Kind, frame: FrameNumber) {
+        match self.depot.put_one(self.cache.magazines(), kind, frame) {
             Ok(ring) => self.ring(ring),
             Err(frame) => {
                 self.counters.overflowed.add(1);
@@ -79,19 +79,19 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     }
 
     /// Puts a magazine on the depot whose frames the level does not count yet.
-    pub(super) fn return_to_stock(&self, magazine: Magazine) {
+    pub(super) fn return_to_stock(&self, kind: Kind, magazine: Magazine) {
         if magazine.length() > 0 {
-            let ring = self.depot.level().added(magazine.length());
+            let ring = self.depot.level().added(kind, magazine.length());
             self.ring(ring);
         }
-        self.depot.put(magazine);
+        self.depot.put(kind, magazine);
     }
 
     /// Gives every frame of the overflow another chance to find a magazine.
     pub(super) fn recover_overflow(&self) {
         let mut chain = self.overflow.take_all();
         while let Some(frame) = self.next_of(&mut chain) {
-            self.put_one(frame);
+            self.put_one(Kind::Dirty, frame);
         }
     }
 

@@ -1,12 +1,24 @@
-//! Supply: what the worker, or a host that has no threads, does for the pool in one pass.
+//! Supply: what the worker, or a host that has no threads, does for the pool in one pass. What it gives back is in
+//! `pool/shrink.rs`, what it clears in `pool/clean.rs`.
 //!
 //! How much to fetch follows use. Demand is what was drawn from the stock since the last pass; the policy keeps its
 //! exponentially weighted mean and a peak that decays. Below `low` the stock is filled up to `low` plus the larger of both,
 //! and never beyond `high`: a quiet pool stays near `low`, a busy one gets the room that its bursts need.
 
-use super::{FramePool, Watermarks, close::CHUNK, config::BuildError, door::Door};
-use crate::{frame::PhysAddr, platform::Platform, raw::magazine::FrameNumber, source::FrameSource};
+use super::{FramePool, Watermarks, clean::CleanGoal, config::BuildError, door::Door};
+use crate::{
+    frame::PhysAddr,
+    platform::Platform,
+    raw::{
+        level::Ring,
+        magazine::{FrameNumber, Kind},
+    },
+    source::FrameSource,
+};
 use core::time::Duration;
+
+/// Frames that go to or come from the source at a time, on the stack.
+pub(crate) const CHUNK: usize = 64;
 
 /// The wait after the first failure of the source; it doubles with each further one.
 const BACK_OFF_FIRST: Duration = Duration::from_millis(1);
@@ -23,8 +35,21 @@ pub struct Maintenance {
     pub fetched: u32,
     /// Frames given back to the source.
     pub trimmed: u32,
+    /// Frames cleared for those who will ask for zeroed ones.
+    pub cleared: u32,
+    /// There is more to clear: pass again at once, before sleeping.
+    pub more: bool,
     /// How long to leave the source alone, whoever rings: after each failure twice as long, up to about a second.
     pub retry_after: Option<Duration>,
+}
+
+impl Maintenance {
+    /// Nothing to do.
+    pub(super) const IDLE: Self =
+        Self { outcome: Outcome::Done, fetched: 0, trimmed: 0, cleared: 0, more: false, retry_after: None };
+    /// Somebody else has the turn.
+    pub(super) const BUSY: Self =
+        Self { outcome: Outcome::Busy, retry_after: Some(BACK_OFF_FIRST), ..Self::IDLE };
 }
 
 /// How a pass ended.
@@ -37,6 +62,8 @@ pub enum Outcome {
     SourceFailed,
     /// The pool owns as many frames as it may, and most of them are out.
     AtCapacity,
+    /// The pool owns more than it shall shrink to: the rest is out, in caches that are in use, or kept for the watermarks.
+    InUse,
     /// Somebody else is maintaining the pool at this moment.
     Busy,
 }
@@ -48,6 +75,7 @@ pub(crate) struct Policy {
     /// Mean demand of a pass, in 1/16 frames.
     mean: u64,
     peak: u64,
+    clean: CleanGoal,
     failures: u32,
 }
 
@@ -84,10 +112,11 @@ impl Drop for Room<'_> {
 }
 
 impl<S: FrameSource, P: Platform> FramePool<S, P> {
-    /// One pass: answers the doorbell, refills the reserve and the stock, trims above `max`. The worker thread does nothing
-    /// else; a host without threads calls this when [`Platform::ring`] asked for it, and now and then.
+    /// One pass: answers the doorbell, takes back what idle CPUs' caches hold, refills the reserve and the stock or trims it
+    /// above `max`, and clears frames for those who ask for zeroed ones. The worker thread does nothing else; a host without
+    /// threads calls this when [`Platform::ring`] asked for it, and now and then.
     ///
-    /// Thread context only: the source may sleep. Bounded by the frames that move.
+    /// Thread context only: the source may sleep. Bounded by the frames that move, and 16 MiB to clear.
     ///
     /// ```
     /// # #[cfg(feature = "std")] {
@@ -102,22 +131,22 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn maintain(&self) -> Maintenance {
-        let busy =
-            Maintenance { outcome: Outcome::Busy, fetched: 0, trimmed: 0, retry_after: Some(BACK_OFF_FIRST) };
-        self.maintenance.try_with(|policy| self.pass(policy)).unwrap_or(busy)
+        self.maintenance.try_with(|policy| self.pass(policy)).unwrap_or(Maintenance::BUSY)
     }
 
     fn pass(&self, policy: &mut Policy) -> Maintenance {
         // Answered first: a crossing that happens from here on rings again (INV-6).
-        let depot = self.depot.level().answered();
+        self.depot.level().answered();
         self.fallback.renew();
         self.recover_overflow();
+        self.decay_caches();
         self.stats();
         let marks = self.watermarks;
+        let depot = self.depot.level().fill().frames;
         let target = policy.target(self.depot.drawn(), marks);
         let missing = self.reserve.missing();
         let stock = depot.saturating_add(self.reserve.target().saturating_sub(missing));
-        let mut done = Maintenance { outcome: Outcome::Done, fetched: 0, trimmed: 0, retry_after: None };
+        let mut done = Maintenance::IDLE;
         if stock > marks.max {
             done.trimmed = self.trim(stock - marks.high);
         } else if stock < marks.low || depot == 0 || missing > 0 {
@@ -126,8 +155,9 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
         match done.outcome {
             Outcome::SourceFailed | Outcome::AtCapacity => done.retry_after = Some(policy.back_off()),
-            Outcome::Done | Outcome::Busy => policy.failures = 0,
+            Outcome::Done | Outcome::Busy | Outcome::InUse => policy.failures = 0,
         }
+        (done.cleared, done.more) = self.clear_ahead(&mut policy.clean);
         done
     }
 
@@ -183,16 +213,24 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
                 length += 1;
             }
         }
-        self.stock(chunk.get(..length).unwrap_or_default());
+        let kind = self.kind_of_supply();
+        self.stock(kind, chunk.get(..length).unwrap_or_default(), |frames| {
+            self.depot.level().added(kind, frames)
+        });
         Ok(taken_in)
     }
 
-    /// Puts frames into the depot, magazine by magazine.
-    fn stock(&self, frames: &[FrameNumber]) {
+    /// What is known about the frames that the source hands out.
+    pub(super) fn kind_of_supply(&self) -> Kind {
+        if self.source.supplies_zeroed() { Kind::Clean } else { Kind::Dirty }
+    }
+
+    /// Puts frames into the depot, magazine by magazine; `count` counts them in before they can be taken.
+    pub(super) fn stock(&self, kind: Kind, frames: &[FrameNumber], count: impl Fn(u32) -> Ring) {
         let mut rest = frames.iter();
         while !rest.as_slice().is_empty() {
-            let Some(mut magazine) = self.depot.take_vacant() else {
-                rest.for_each(|&frame| self.put_one(frame));
+            let Some(mut magazine) = self.depot.take_roomy(kind) else {
+                rest.for_each(|&frame| self.put_one(kind, frame));
                 return;
             };
             let before = magazine.length();
@@ -202,25 +240,10 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
                 }
                 rest.next();
             }
-            let ring = self.depot.level().added(magazine.length() - before);
+            let ring = count(magazine.length() - before);
             self.ring(ring);
-            self.depot.put(magazine);
+            self.depot.put(kind, magazine);
         }
-    }
-
-    /// Gives up to `excess` frames of the depot back to the source; how many.
-    fn trim(&self, excess: u32) -> u32 {
-        let mut trimmed = 0;
-        while trimmed < excess {
-            let Some(mut magazine) = self.depot.take_stocked() else { break };
-            let sent = self.send_back_from(&mut magazine, excess - trimmed);
-            let ring = self.depot.level().removed(sent);
-            self.ring(ring);
-            self.depot.put(magazine);
-            trimmed += sent;
-        }
-        self.counters.trimmed.add(u64::from(trimmed));
-        trimmed
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a caller asks for, and why it may not get it.
 
+use crate::raw::magazine::Kind;
 use core::{error::Error, fmt};
 
 /// How far down a caller may go.
@@ -11,7 +12,8 @@ pub enum Class {
     Critical,
 }
 
-/// One caller's wish: a class, and whether the host may be asked for a frame when the pool has none.
+/// One caller's wish: a class, whether the host may be asked for a frame when the pool has none, and whether the frame must be
+/// zeroed.
 ///
 /// ```
 /// use framepool::{Class, Request};
@@ -23,17 +25,33 @@ pub enum Class {
 pub struct Request {
     class: Class,
     fallback: bool,
+    zeroed: bool,
 }
 
 impl Request {
     /// An ordinary caller, who takes the fallback if the pool's policy allows it.
-    pub const ORDINARY: Self = Self { class: Class::Ordinary, fallback: true };
+    pub const ORDINARY: Self = Self { class: Class::Ordinary, fallback: true, zeroed: false };
     /// A caller on the path that frees memory, who takes the fallback if the pool's policy allows it.
-    pub const CRITICAL: Self = Self { class: Class::Critical, fallback: true };
+    pub const CRITICAL: Self = Self { class: Class::Critical, fallback: true, zeroed: false };
 
     /// The same wish, but the host is not asked.
     pub const fn without_fallback(self) -> Self {
         Self { fallback: false, ..self }
+    }
+
+    /// The same wish, for frames that are zero in every byte; see [`alloc_zeroed`](crate::FramePool::alloc_zeroed).
+    pub const fn zeroed(self) -> Self {
+        Self { zeroed: true, ..self }
+    }
+
+    /// Whether the frame must be zero in every byte.
+    pub const fn is_zeroed(self) -> bool {
+        self.zeroed
+    }
+
+    /// From which side the frame comes, if it has one.
+    pub(crate) const fn kind(self) -> Kind {
+        if self.zeroed { Kind::Clean } else { Kind::Dirty }
     }
 
     /// How far down the caller may go.

@@ -10,7 +10,7 @@ use crate::{
     platform::Platform,
     raw::{
         holding::{Holding, LOOSE},
-        magazine::{FrameNumber, Magazine},
+        magazine::{FrameNumber, Kind, Magazine},
     },
     source::FrameSource,
 };
@@ -36,6 +36,8 @@ use core::{error::Error, fmt};
 #[must_use = "a reservation that is dropped at once sets nothing aside"]
 pub struct Reservation<'p, S: FrameSource, P: Platform> {
     pool: &'p FramePool<S, P>,
+    /// What is known about every frame in it.
+    kind: Kind,
     holding: Holding,
 }
 
@@ -74,11 +76,12 @@ impl<'p, S: FrameSource, P: Platform> Reservation<'p, S, P> {
     /// One of the reserved frames; none when all were drawn. Cannot fail before.
     ///
     /// From any context. Lock-free: two exchanges, and a retry for each other draw from this reservation in the middle of
-    /// which this one came. The content of the frame is whatever it was when it came back.
+    /// which this one came. The frame is zeroed if the reservation was made with [`Request::zeroed`]; otherwise its content is
+    /// whatever it was when it came back.
     pub fn draw(&self) -> Option<Frame<'p, S, P>> {
         let (frame, empty) = self.holding.draw(self.pool.cache.magazines())?;
         if let Some(magazine) = empty {
-            self.pool.depot.put(magazine);
+            self.pool.depot.put(self.kind, magazine);
         }
         Some(Frame::new(self.pool, frame))
     }
@@ -93,9 +96,9 @@ impl<S: FrameSource, P: Platform> Drop for Reservation<'_, S, P> {
     /// Gives back what was not drawn, whole magazines as such. From any context.
     fn drop(&mut self) {
         while let Some(magazine) = self.holding.take_magazine(self.pool.cache.magazines()) {
-            self.pool.give_magazine(magazine);
+            self.pool.give_magazine(self.kind, magazine);
         }
-        self.pool.give_many(self.holding.take_loose());
+        self.pool.give_many(self.kind, self.holding.take_loose());
     }
 }
 
@@ -126,7 +129,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn reserve_with(&self, request: Request, frames: u32) -> Result<Reservation<'_, S, P>, ReserveError> {
-        let mut reservation = Reservation { pool: self, holding: Holding::new() };
+        let mut reservation = Reservation { pool: self, kind: request.kind(), holding: Holding::new() };
         self.gather(request, frames, &mut reservation.holding)
             .map_err(|reason| ReserveError { missing: frames - reservation.left(), reason })?;
         Ok(reservation)
@@ -140,15 +143,15 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
         if frames <= LOOSE as u32 {
             // What this CPU has at hand does for a small one; the depot is shared.
-            holding.fill_loose(frames, |places| Ok(self.cache.pop_many(&self.platform, places)))?;
+            holding.fill_loose(frames, |places| {
+                Ok(self.cache_of(request.kind()).pop_many(&self.platform, places))
+            })?;
         }
         while frames - holding.left() >= size
-            && let Some(full) = self.depot.take_full()
+            && let Some(full) = self.take_full(request)
         {
             holding.add_magazine(magazines, full);
             self.counters.reserved.add(u64::from(size));
-            let ring = self.depot.count_drawn(size);
-            self.ring(ring);
         }
         while frames - holding.left() > LOOSE as u32 {
             let shell = self.depot.take_empty().ok_or(AllocError::TooManyReservations)?;
@@ -156,7 +159,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             if filled.length() > 0 {
                 holding.add_magazine(magazines, filled);
             } else {
-                self.depot.put(filled);
+                self.depot.put(Kind::Dirty, filled);
             }
             outcome?;
         }
@@ -164,6 +167,32 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             holding.fill_loose(frames - holding.left(), |places| self.take_many(request, places))?;
         }
         Ok(())
+    }
+
+    /// Takes a full magazine out of the depot, of the side that the request wants or else of the other; for zeroed frames they
+    /// are then cleared here.
+    fn take_full(&self, request: Request) -> Option<Magazine> {
+        let (first, second) = match request.kind() {
+            Kind::Dirty => (Kind::Dirty, Kind::Clean),
+            Kind::Clean => (Kind::Clean, Kind::Dirty),
+        };
+        let of = |kind| self.depot.take_full(kind).map(|magazine| (magazine, kind));
+        let (magazine, kind) = of(first).or_else(|| of(second))?;
+        let frames = magazine.length();
+        let ring = self.depot.count_drawn(kind, frames);
+        self.ring(ring);
+        if request.is_zeroed() {
+            self.count_zeroed(kind, frames);
+            match kind {
+                Kind::Clean => self.counters.clean_drawn.add(u64::from(frames)),
+                Kind::Dirty => {
+                    let ring = self.depot.level().missed_clean();
+                    self.ring(ring);
+                    self.cache.magazines().frames(&magazine).for_each(|frame| self.clear_inline(frame));
+                }
+            }
+        }
+        Some(magazine)
     }
 
     /// Takes up to `frames` frames into the empty magazine `shell`, as many at a time as this CPU's cache has.

@@ -27,6 +27,8 @@ pub struct Stats {
     pub reserve: u64,
     /// Frames waiting in the overflow, for want of a magazine.
     pub overflow: u64,
+    /// Frames known to be zero, of those in the caches and the stock.
+    pub clean: u64,
     /// Allocations served by the CPU's own cache (tier 1).
     pub cache_hits: u64,
     /// Allocations served by the depot (tier 2).
@@ -43,6 +45,12 @@ pub struct Stats {
     pub fallback_failed: u64,
     /// Allocations that failed.
     pub exhausted: u64,
+    /// Allocations of zeroed frames for which nothing had to be cleared.
+    pub zeroed_hits: u64,
+    /// Allocations of zeroed frames that cleared a dirty one themselves.
+    pub cleared_inline: u64,
+    /// Frames that the worker cleared before anybody asked.
+    pub cleared_ahead: u64,
     /// Frames that came back.
     pub freed: u64,
     /// Passes of the worker that fetched frames.
@@ -55,6 +63,8 @@ pub struct Stats {
     pub refused: u64,
     /// Frames that the worker gave back to the source.
     pub trimmed: u64,
+    /// Frames that the worker moved from the caches of idle CPUs to the depot.
+    pub decayed: u64,
     /// How often the doorbell was rung.
     pub rings: u64,
     /// Operations that found their CPU's cache in use by the code they interrupted, and went to the depot.
@@ -65,7 +75,7 @@ pub struct Stats {
 
 impl Stats {
     /// Every figure with its name, in the order of the fields: for reports.
-    pub const fn figures(&self) -> [(&'static str, u64); 25] {
+    pub const fn figures(&self) -> [(&'static str, u64); 30] {
         [
             ("capacity", self.capacity),
             ("owned", self.owned),
@@ -75,6 +85,7 @@ impl Stats {
             ("stock", self.stock),
             ("reserve", self.reserve),
             ("overflow", self.overflow),
+            ("clean", self.clean),
             ("cache_hits", self.cache_hits),
             ("depot_hits", self.depot_hits),
             ("steals", self.steals),
@@ -83,12 +94,16 @@ impl Stats {
             ("fallback_taken", self.fallback_taken),
             ("fallback_failed", self.fallback_failed),
             ("exhausted", self.exhausted),
+            ("zeroed_hits", self.zeroed_hits),
+            ("cleared_inline", self.cleared_inline),
+            ("cleared_ahead", self.cleared_ahead),
             ("freed", self.freed),
             ("refills", self.refills),
             ("refilled", self.refilled),
             ("source_failures", self.source_failures),
             ("refused", self.refused),
             ("trimmed", self.trimmed),
+            ("decayed", self.decayed),
             ("rings", self.rings),
             ("collisions", self.collisions),
             ("table_frames_leaked", self.table_frames_leaked),
@@ -110,24 +125,28 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     ///
     /// From thread and interrupt context; bounded by the number of CPUs. Exact when no operation is in progress.
     pub fn stats(&self) -> Stats {
-        let totals = self.cache.totals();
+        let dirty = self.cache.totals();
+        let clean = self.clean_cache.totals();
         let counters = &self.counters;
         let reserve = u64::from(self.reserve.target().saturating_sub(self.reserve.missing()));
         let overflow = counters.overflowed.get().saturating_sub(counters.recovered.get());
-        let stock = u64::from(self.depot.level().frames()) + reserve;
+        let fill = self.depot.level().fill();
+        let stock = u64::from(fill.frames) + reserve;
+        let cached = dirty.frames + clean.frames;
         let owned = u64::from(self.door.owned());
-        let in_use = owned.saturating_sub(totals.frames + stock + overflow);
+        let in_use = owned.saturating_sub(cached + stock + overflow);
         counters.in_use_peak.raise_to(in_use);
         Stats {
             capacity: u64::from(self.door.capacity()),
             owned,
             in_use,
             in_use_peak: counters.in_use_peak.get(),
-            cached: totals.frames,
+            cached,
             stock,
             reserve,
             overflow,
-            cache_hits: totals.popped,
+            clean: u64::from(fill.clean) + clean.frames,
+            cache_hits: dirty.popped + clean.popped,
             depot_hits: counters.depot_hits.get(),
             steals: counters.steals.get(),
             reserve_hits: counters.reserve_hits.get(),
@@ -135,12 +154,16 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             fallback_taken: self.fallback.taken.get(),
             fallback_failed: self.fallback.failed.get(),
             exhausted: counters.exhausted.get(),
-            freed: totals.pushed + counters.freed_below.get(),
+            zeroed_hits: clean.popped + counters.zeroed_below.get(),
+            cleared_inline: counters.cleared_inline.get(),
+            cleared_ahead: counters.cleared_ahead.get(),
+            freed: dirty.pushed + clean.pushed + counters.freed_below.get(),
             refills: counters.refills.get(),
             refilled: counters.refilled.get(),
             source_failures: counters.source_failures.get(),
             refused: self.door.refused(),
             trimmed: counters.trimmed.get(),
+            decayed: counters.decayed.get(),
             rings: counters.rings.get(),
             collisions: counters.collisions.get(),
             #[cfg(feature = "vtd")]

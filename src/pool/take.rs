@@ -1,10 +1,20 @@
 //! The ways down: whom an allocation asks when its CPU's cache has nothing, tier by tier.
+//!
+//! | tier | for a frame of any content | for a zeroed frame |
+//! |---|---|---|
+//! | 1 | this CPU's dirty slot | this CPU's clean slot |
+//! | 2 | a dirty magazine of the depot, a clean one, the overflow | a clean magazine of the depot; then this CPU's dirty slot, a dirty magazine, the overflow, cleared inline |
+//! | 3 | another CPU's dirty magazine, then any CPU's clean one | the same, cleared inline if dirty |
+//! | 4, 5 | the reserve for Critical, the host | the same, cleared inline unless the source's frames are zero |
+//!
+//! So a frame of either kind keeps either caller from failing (R8), and a clean frame is only spent on a caller who does not
+//! need it when there is no dirty one in the depot.
 
 use super::{AllocError, Class, FramePool, Request};
 use crate::{
     platform::Platform,
     raw::{
-        magazine::{FrameNumber, Magazine},
+        magazine::{FrameNumber, Kind, Magazine},
         slot::SlotMiss,
     },
     source::FrameSource,
@@ -13,6 +23,12 @@ use crate::{
 impl<S: FrameSource, P: Platform> FramePool<S, P> {
     #[inline(always)]
     pub(crate) fn take(&self, request: Request) -> Result<FrameNumber, AllocError> {
+        if request.is_zeroed() {
+            return match self.clean_cache.pop(&self.platform) {
+                Ok(frame) => Ok(frame),
+                Err(miss) => self.take_zeroed_below(request, miss),
+            };
+        }
         match self.cache.pop(&self.platform) {
             Ok(frame) => Ok(frame),
             Err(miss) => {
@@ -32,39 +48,75 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         miss: SlotMiss,
         frame: &mut FrameNumber,
     ) -> Result<(), AllocError> {
-        *frame = self.take_below(request, miss)?;
+        *frame = self.take_below(request, miss)?.0;
         Ok(())
     }
 
-    /// The tiers below the cache, in their order.
-    fn take_below(&self, request: Request, miss: SlotMiss) -> Result<FrameNumber, AllocError> {
+    /// A zeroed frame when this CPU's clean slot has none.
+    #[cold]
+    #[inline(never)]
+    fn take_zeroed_below(&self, request: Request, miss: SlotMiss) -> Result<FrameNumber, AllocError> {
         self.count_collision(miss);
         if self.is_closing() {
             return Err(AllocError::Closed);
         }
-        if let Some(frame) = self.take_from_depot(miss) {
+        if let Some(frame) = self.take_from_side(Kind::Clean, Kind::Clean, miss) {
             self.counters.depot_hits.add(1);
+            self.count_zeroed(Kind::Clean, 1);
             return Ok(frame);
+        }
+        let ring = self.depot.level().missed_clean();
+        self.ring(ring);
+        let (frame, kind) = match self.cache.pop(&self.platform) {
+            Ok(frame) => (frame, Kind::Dirty),
+            Err(miss) => self.take_below(request, miss)?,
+        };
+        self.count_zeroed(kind, 1);
+        if kind == Kind::Dirty {
+            self.clear_inline(frame);
+        }
+        Ok(frame)
+    }
+
+    /// Counts frames that callers for zeroed ones got from below the cache, by what they were.
+    pub(super) fn count_zeroed(&self, kind: Kind, frames: u32) {
+        match kind {
+            Kind::Clean => self.counters.zeroed_below.add(u64::from(frames)),
+            Kind::Dirty => self.counters.cleared_inline.add(u64::from(frames)),
+        }
+    }
+
+    /// The tiers below the cache, in their order; the frame, and what is known about it.
+    #[cold]
+    #[inline(never)]
+    fn take_below(&self, request: Request, miss: SlotMiss) -> Result<(FrameNumber, Kind), AllocError> {
+        self.count_collision(miss);
+        if self.is_closing() {
+            return Err(AllocError::Closed);
+        }
+        if let Some(taken) = self.take_from_depot(miss) {
+            self.counters.depot_hits.add(1);
+            return Ok(taken);
         }
         let ring = self.depot.level().missed();
         self.ring(ring);
-        if let Some(frame) = self.steal(miss) {
+        if let Some(taken) = self.steal(request, miss) {
             self.counters.steals.add(1);
-            return Ok(frame);
+            return Ok(taken);
         }
         // INV-5: below `min` only Critical takes.
         if request.class() == Class::Critical
             && let Some(frame) = self.reserve.take()
         {
             self.counters.reserve_hits.add(1);
-            return Ok(frame);
+            return Ok((frame, Kind::Dirty));
         }
         if request.allows_fallback()
             && self.fallback.is_allowed()
             && let Some(frame) = self.take_from_host()
         {
             self.fallback.taken.add(1);
-            return Ok(frame);
+            return Ok((frame, self.kind_of_supply()));
         }
         self.counters.exhausted.add(1);
         Err(self.reason(request))
@@ -80,39 +132,49 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
     }
 
-    /// Tier 2: loads a whole magazine into the slot, or takes one frame when the slot is busy.
-    fn take_from_depot(&self, miss: SlotMiss) -> Option<FrameNumber> {
-        let magazines = self.cache.magazines();
-        if miss == SlotMiss::Busy {
-            if let Some((frame, ring)) = self.depot.take_one(magazines) {
-                self.ring(ring);
-                return Some(frame);
-            }
-        } else if let Some(mut magazine) = self.depot.take_stocked() {
-            let frame = magazines.pop(&mut magazine);
-            let loaded = self.load_stocked(magazine);
-            let ring = self.depot.count_drawn(loaded + u32::from(frame.is_some()));
-            self.ring(ring);
-            return frame;
-        }
-        self.take_from_overflow()
+    /// Tier 2 for a frame of any content.
+    fn take_from_depot(&self, miss: SlotMiss) -> Option<(FrameNumber, Kind)> {
+        let from = |kind| self.take_from_side(kind, Kind::Dirty, miss).map(|frame| (frame, kind));
+        from(Kind::Dirty)
+            .or_else(|| from(Kind::Clean))
+            .or_else(|| self.take_from_overflow().map(|frame| (frame, Kind::Dirty)))
     }
 
-    /// Loads what is left of a magazine into the slot, or puts it on the depot when the slot is not empty any more; how many
-    /// frames went into the slot. Does not count.
-    fn load_stocked(&self, magazine: Magazine) -> u32 {
+    /// Tier 2: loads a whole magazine of the side `from` into this CPU's slot on the side `into`, or takes one frame when the
+    /// slot is busy.
+    fn take_from_side(&self, from: Kind, into: Kind, miss: SlotMiss) -> Option<FrameNumber> {
+        let magazines = self.cache.magazines();
+        let (frame, drawn, ring) = if miss == SlotMiss::Busy {
+            let (frame, ring) = self.depot.take_one(magazines, from)?;
+            (Some(frame), 1, ring)
+        } else {
+            let mut magazine = self.depot.take_stocked(from)?;
+            let frame = magazines.pop(&mut magazine);
+            let drawn = self.load_stocked(from, into, magazine) + u32::from(frame.is_some());
+            (frame, drawn, self.depot.count_drawn(from, drawn))
+        };
+        if into == Kind::Clean {
+            self.counters.clean_drawn.add(u64::from(drawn));
+        }
+        self.ring(ring);
+        frame
+    }
+
+    /// Loads what is left of a magazine of the side `from` into the slot on the side `into`, or puts it on the depot when the
+    /// slot is not empty any more; how many frames went into the slot. Does not count.
+    fn load_stocked(&self, from: Kind, into: Kind, magazine: Magazine) -> u32 {
         let frames = magazine.length();
         if frames == 0 {
-            self.depot.put(magazine);
+            self.depot.put(from, magazine);
             return 0;
         }
-        match self.cache.load_stocked(&self.platform, magazine) {
+        match self.cache_of(into).load_stocked(&self.platform, magazine) {
             Ok(empty) => {
-                self.depot.put(empty);
+                self.depot.put(from, empty);
                 frames
             }
             Err(unchanged) => {
-                self.depot.put(unchanged);
+                self.depot.put(from, unchanged);
                 0
             }
         }
@@ -123,32 +185,37 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let mut chain = self.overflow.take_all();
         let first = self.next_of(&mut chain)?;
         while let Some(frame) = self.next_of(&mut chain) {
-            self.put_one(frame);
+            self.put_one(Kind::Dirty, frame);
         }
         Some(first)
     }
 
     /// Tier 3: another CPU's magazine, from which one frame is taken and the rest goes into the slot.
-    fn steal(&self, miss: SlotMiss) -> Option<FrameNumber> {
+    fn steal(&self, request: Request, miss: SlotMiss) -> Option<(FrameNumber, Kind)> {
         let empty = self.depot.take_empty()?;
-        let mut stolen = match self.cache.steal(&self.platform, empty) {
+        let stolen = match self.cache.steal(&self.platform, empty) {
+            Ok(stolen) => Ok((stolen, Kind::Dirty)),
+            Err(empty) => self.clean_cache.steal(&self.platform, empty).map(|stolen| (stolen, Kind::Clean)),
+        };
+        let (mut stolen, kind) = match stolen {
             Ok(stolen) => stolen,
             Err(empty) => {
-                self.depot.put(empty);
+                self.depot.put(Kind::Dirty, empty);
                 return None;
             }
         };
         let frame = self.cache.magazines().pop(&mut stolen);
         let left = stolen.length();
         if miss == SlotMiss::Busy || left == 0 {
-            self.return_to_stock(stolen);
+            self.return_to_stock(kind, stolen);
         } else {
-            match self.cache.load_stocked(&self.platform, stolen) {
-                Ok(empty) => self.depot.put(empty),
-                Err(stolen) => self.return_to_stock(stolen),
+            let into = if request.is_zeroed() { kind } else { Kind::Dirty };
+            match self.cache_of(into).load_stocked(&self.platform, stolen) {
+                Ok(empty) => self.depot.put(kind, empty),
+                Err(stolen) => self.return_to_stock(kind, stolen),
             }
         }
-        frame
+        Some((frame?, kind))
     }
 
     /// Tier 5: one request to the host, without sleeping.

@@ -140,6 +140,9 @@ impl Control {
     fn work<S: FrameSource>(&self, pool: &FramePool<S, LinuxPlatform>) {
         while !self.is_stopping() {
             let pass = pool.maintain();
+            if pass.more && pass.retry_after.is_none() {
+                continue;
+            }
             let doorbell = pool.platform().doorbell();
             // Rings are not answered while the source is left alone: the pool goes on, and is rung at most once.
             let until = pass.retry_after.map(|wait| Instant::now() + wait);

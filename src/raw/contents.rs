@@ -27,12 +27,76 @@ pub unsafe fn write_link(contents: &impl Contents, frame: PhysAddr, link: u64) {
     unsafe { contents.pointer(frame).cast::<u64>().write(link) }
 }
 
-/// Fills a frame of `bytes` bytes with zeros.
+/// Fills a frame of `bytes` bytes with zeros, for an owner who will use it at once.
 ///
 /// # Safety
 /// The caller owns the frame, `contents` maps all of it, and `bytes` is its size.
-#[cfg(feature = "vtd")]
 pub unsafe fn clear(contents: &impl Contents, frame: PhysAddr, bytes: usize) {
     // SAFETY: the whole frame is mapped and ours.
     unsafe { contents.pointer(frame).as_ptr().write_bytes(0, bytes) }
+}
+
+/// Fills frames of `bytes` bytes each with zeros, for owners to come, on whatever CPU: where there are stores that bypass the
+/// caches, this CPU's stay as they are.
+///
+/// # Safety
+/// As for [`clear`], for each frame.
+pub unsafe fn clear_uncached(contents: &impl Contents, frames: &[PhysAddr], bytes: usize) {
+    for &frame in frames {
+        // SAFETY: the caller's.
+        unsafe { streaming::clear(contents.pointer(frame), bytes) }
+    }
+    streaming::settle();
+}
+
+/// Stores that bypass the caches (Intel SDM volume 1, section 10.4.6.2): from general registers, so that a kernel need not
+/// save the vector state.
+#[cfg(all(target_arch = "x86_64", not(loom)))]
+mod streaming {
+    use core::{arch::asm, ptr::NonNull};
+
+    pub(super) unsafe fn clear(start: NonNull<u8>, bytes: usize) {
+        debug_assert!(bytes % 64 == 0 && bytes > 0);
+        // SAFETY: the caller owns all `bytes` from `start` on, which are aligned and a multiple of 64: each round writes 64 of
+        // them, until the end is reached.
+        unsafe {
+            asm!(
+                "2:",
+                "movnti [{start}], {zero}",
+                "movnti [{start} + 8], {zero}",
+                "movnti [{start} + 16], {zero}",
+                "movnti [{start} + 24], {zero}",
+                "movnti [{start} + 32], {zero}",
+                "movnti [{start} + 40], {zero}",
+                "movnti [{start} + 48], {zero}",
+                "movnti [{start} + 56], {zero}",
+                "add {start}, 64",
+                "cmp {start}, {end}",
+                "jne 2b",
+                start = inout(reg) start.as_ptr() => _,
+                end = in(reg) start.as_ptr().wrapping_add(bytes),
+                zero = in(reg) 0u64,
+                options(nostack),
+            );
+        }
+    }
+
+    /// Waits until the stores can be seen: a Release store or exchange alone does not order them.
+    pub(super) fn settle() {
+        // SAFETY: every x86-64 CPU has the instruction, which touches no register; the compiler moves no access across it.
+        unsafe { asm!("sfence", options(nostack, preserves_flags)) }
+    }
+}
+
+/// Everywhere else plain stores, which the publication of the frame orders by itself.
+#[cfg(not(all(target_arch = "x86_64", not(loom))))]
+mod streaming {
+    use core::ptr::NonNull;
+
+    pub(super) unsafe fn clear(start: NonNull<u8>, bytes: usize) {
+        // SAFETY: the caller's.
+        unsafe { start.as_ptr().write_bytes(0, bytes) }
+    }
+
+    pub(super) fn settle() {}
 }

@@ -12,6 +12,16 @@ use crate::sync::{
 /// A frame by its number: its distance from the source's base, in frames.
 pub type FrameNumber = u32;
 
+/// What is known about the contents of the frames on one side of the pool. Frames may cross from clean to dirty at any
+/// time, which only forgets something; from dirty to clean they are cleared on the way (INV-9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Whatever their last owner left.
+    Dirty,
+    /// Zero in every byte.
+    Clean,
+}
+
 /// One magazine in the hands of one operation. Linear: it came out of a slot or a stack and must go into one.
 ///
 /// INV-2: a magazine is in exactly one place. Whoever has this value is alone with the magazine's entries.
@@ -131,6 +141,12 @@ impl Magazines {
         Self { entries, links, lengths, shape: Shape::new(size) }
     }
 
+    /// A second handle on the same magazines.
+    pub(crate) fn share(&self) -> Self {
+        let (links, lengths) = (self.links.share(), self.lengths.share());
+        Self { entries: self.entries.share(), links, lengths, shape: self.shape }
+    }
+
     /// How many frames one magazine takes, and how the entries are numbered.
     #[inline(always)]
     pub(crate) const fn shape(&self) -> Shape {
@@ -181,6 +197,14 @@ impl Magazines {
         unsafe { self.write(self.shape.entry(magazine.index, magazine.length), frame) };
         magazine.length += 1;
         Ok(())
+    }
+
+    /// The frames in `magazine`.
+    pub(crate) fn frames<'m>(&'m self, magazine: &'m Magazine) -> impl Iterator<Item = FrameNumber> + 'm {
+        let entries = (0..magazine.length).map(|position| self.shape.entry(magazine.index, position));
+        // SAFETY: the borrow proves that the magazine is in one pair of hands, which leaves it as it is (INV-2), and the entries
+        // are filled.
+        entries.map(|entry| unsafe { self.read(entry) })
     }
 
     /// Notes that the magazine `index`, in the caller's hands, has `length` entries and that `next` is behind it.

@@ -156,6 +156,10 @@ pub(crate) struct Slot {
     pub(crate) pushed_apart: counter::Shared,
     /// The state of a slot that is shut, whose word stays TAKEN: kept by whoever shut it.
     pub(crate) parked: AtomicU64,
+    /// The sum of both that the last pass of the worker saw; the worker's own.
+    pub(crate) seen: counter::Owned,
+    /// Passes in a row that saw the same sum; the worker's own.
+    pub(crate) idle: counter::Owned,
 }
 
 impl Slot {
@@ -172,6 +176,8 @@ impl Slot {
             popped_apart: counter::Shared::new(),
             pushed_apart: counter::Shared::new(),
             parked: AtomicU64::new(SlotState::TAKEN),
+            seen: counter::Owned::new(),
+            idle: counter::Owned::new(),
         }
     }
 

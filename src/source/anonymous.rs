@@ -188,9 +188,12 @@ unsafe impl FrameSource for AnonymousMemory {
     unsafe fn reclaim(&self, frames: &[PhysAddr]) {
         for &frame in frames {
             let offset = (frame.as_u64() - self.window.start.as_ptr() as u64) as usize;
-            if !self.keeps_memory {
-                // A frame that keeps its memory is as good, only not given to the system: nothing to report.
-                let _ = self.window.advise(offset, FRAME_SIZE as usize, Advice::LinuxDontNeed);
+            if !self.keeps_memory
+                && self.window.advise(offset, FRAME_SIZE as usize, Advice::LinuxDontNeed).is_err()
+            {
+                // A frame that keeps its memory (it may be locked) is as good, once it is as empty as the system's.
+                // SAFETY: the frame came back, so it is ours, and lies within the window.
+                unsafe { self.pointer(frame).as_ptr().write_bytes(0, FRAME_SIZE as usize) };
             }
             self.numbers.give((offset / FRAME_SIZE as usize) as u32);
         }
@@ -201,6 +204,10 @@ unsafe impl FrameSource for AnonymousMemory {
         // SAFETY: a frame of this source lies within the window; for any other address the result is only a pointer that
         // nobody may use.
         unsafe { NonNull::new_unchecked(self.window.start.as_ptr().wrapping_add(offset)) }
+    }
+
+    fn supplies_zeroed(&self) -> bool {
+        !self.keeps_memory
     }
 
     fn base(&self) -> PhysAddr {

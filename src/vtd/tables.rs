@@ -56,8 +56,9 @@ impl<A: TableFrames> Tables<A> {
     #[allow(unsafe_code, reason = "only what was never linked goes back at once")]
     pub(crate) fn give_back(&self, mut unused: FrameList) {
         while let Some(frame) = unused.pop(&self.frames) {
-            // SAFETY: the frame came from this allocator and was never in an entry, so nothing reaches it.
-            unsafe { self.frames.free(frame) };
+            // SAFETY: the frame came from this allocator, zeroed, and was never in an entry, so nothing reaches it; what was
+            // written to it has been cleared again.
+            unsafe { self.frames.free_zeroed(frame) };
         }
     }
 
