@@ -32,7 +32,7 @@ fn a_frame_that_is_freed_while_the_pool_closes_is_neither_lost_nor_given_back_ea
 
 #[test]
 fn an_allocation_while_the_pool_closes_gets_a_frame_or_is_told() {
-    loom_tests::model(8, || {
+    loom_tests::model(5, || {
         let watched = pool(1, 1, 1, 0);
         drop(watched.pool.alloc().unwrap());
         let caller = {

@@ -4,7 +4,10 @@
 
 use framepool::{
     Doorbell,
-    internals::level::{FillLevel, Ring},
+    internals::{
+        level::{FillLevel, Ring},
+        magazine::Kind,
+    },
 };
 use loom::{sync::Arc, thread};
 use loom_tests::{Count, model};
@@ -17,13 +20,13 @@ struct Shared {
 
 fn shared(low: u32, frames: u32) -> Arc<Shared> {
     let level = FillLevel::new(low, 100);
-    let _ = level.added(frames);
+    let _ = level.added(Kind::Dirty, frames);
     Arc::new(Shared { level, doorbell: Doorbell::new(), rings: Count::default() })
 }
 
 impl Shared {
     fn take(&self) {
-        if self.level.removed(1) == Ring::Yes {
+        if self.level.removed(Kind::Dirty, 1) == Ring::Yes {
             self.rings.add();
             self.doorbell.ring();
         }
@@ -55,11 +58,11 @@ fn the_worker_never_sleeps_through_a_crossing() {
                 thread::spawn(move || shared.take())
             })
             .collect();
-        while shared.level.answered() > 0 {
+        while shared.level.answered().frames > 0 {
             shared.doorbell.wait(None);
         }
         callers.into_iter().for_each(|caller| drop(caller.join()));
-        assert_eq!(shared.level.frames(), 0);
+        assert_eq!(shared.level.fill().frames, 0);
     });
 }
 
@@ -73,10 +76,33 @@ fn a_crossing_during_the_answer_rings_again_or_is_seen() {
             let shared = Arc::clone(&shared);
             thread::spawn(move || shared.take())
         };
-        let seen = shared.level.answered();
+        let seen = shared.level.answered().frames;
         caller.join().unwrap();
         assert_eq!(shared.rings.get(), if seen == 0 { 1 } else { 2 }, "INV-6");
         assert!(shared.doorbell.wait(None), "somebody has rung");
+    });
+}
+
+/// The two sides share the word: whichever crossing comes first rings for both.
+#[test]
+fn of_a_caller_below_low_and_one_who_lacks_clean_frames_exactly_one_rings() {
+    model(8, || {
+        let shared = shared(3, 3);
+        let _ = shared.level.added(Kind::Clean, 1);
+        shared.level.set_clean_low(1);
+        let other = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                if shared.level.removed(Kind::Clean, 1) == Ring::Yes {
+                    shared.rings.add();
+                }
+            })
+        };
+        shared.take();
+        other.join().unwrap();
+        assert_eq!(shared.rings.get(), 1, "INV-6");
+        let left = shared.level.answered();
+        assert_eq!((left.frames, left.clean), (2, 0));
     });
 }
 

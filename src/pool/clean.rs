@@ -9,7 +9,7 @@
 //! | between two passes | goal |
 //! |---|---|
 //! | frames were cleared inline | doubled, and at least twice what was used |
-//! | less than a quarter of the goal was used | an eighth less, down to nothing |
+//! | less than a quarter of the goal was used, and the pass before had cleared all that it wanted | an eighth less, down to nothing |
 //! | otherwise | as before |
 //!
 //! It is never more than the depot holds: what is not there cannot be cleared ahead. The doorbell rings when the clean side
@@ -26,7 +26,7 @@ use crate::{
     platform::Platform,
     raw::{
         contents::{clear, clear_uncached},
-        level::Ring,
+        level::{Fill, Ring},
         magazine::{FrameNumber, Kind},
     },
     source::FrameSource,
@@ -43,6 +43,8 @@ pub(crate) struct CleanGoal {
     goal: u32,
     used: u64,
     lacked: u64,
+    /// The pass before left something to clear, so the time since then says little about demand.
+    unfinished: bool,
 }
 
 impl CleanGoal {
@@ -54,7 +56,7 @@ impl CleanGoal {
         if newly_lacked > 0 {
             let twice = newly_used.max(self.goal.into()).saturating_mul(2);
             self.goal = u32::try_from(twice).unwrap_or(u32::MAX);
-        } else if newly_used.saturating_mul(4) < u64::from(self.goal) {
+        } else if newly_used.saturating_mul(4) < u64::from(self.goal) && !self.unfinished {
             self.goal -= self.goal.div_ceil(8);
         }
         self.goal = self.goal.min(stock);
@@ -108,22 +110,18 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let low = self.watermarks.low - self.watermarks.min;
         let most = (PASS / self.frame_size()).max(1) as u32;
         let mut cleared = 0;
-        loop {
-            let fill = level.fill();
-            let wanted = goal.min(fill.frames).saturating_sub(fill.clean);
-            // A stock that is low again has rung, and is refilled first.
-            if wanted == 0 || fill.frames < low {
-                break;
-            }
-            if cleared >= most {
-                return (cleared, true);
-            }
-            match self.clear_some(wanted) {
+        let wanted = |fill: Fill| goal.min(fill.frames).saturating_sub(fill.clean);
+        let mut fill = level.fill();
+        // A stock that is low again has rung, and is refilled first.
+        while wanted(fill) > 0 && fill.frames >= low && cleared < most {
+            match self.clear_some(wanted(fill)) {
                 0 => break,
                 frames => cleared += frames,
             }
+            fill = level.fill();
         }
-        (cleared, false)
+        policy.unfinished = wanted(fill) > 0;
+        (cleared, cleared >= most && policy.unfinished)
     }
 
     /// Moves up to `wanted` frames of the depot, as many as may be in hand at once, from its dirty side to its clean one.

@@ -4,7 +4,9 @@
 pub mod storm;
 pub mod tables;
 
-use framepool::{AnonymousMemory, Builder, Claim, FramePool, FrameSource, PhysAddr, Platform, SourceError};
+use framepool::{
+    AnonymousMemory, Builder, Claim, Frame, FramePool, FrameSource, PhysAddr, Platform, SourceError,
+};
 use std::{
     ptr::NonNull,
     sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst},
@@ -34,6 +36,8 @@ impl Platform for TestHost {
 pub struct Scripted {
     pub memory: AnonymousMemory,
     pub failing: AtomicBool,
+    /// Whether it says that its frames are zero, which they are.
+    pub zeroed: bool,
     pub supplied: AtomicU32,
     pub tried: AtomicU32,
     pub reclaimed: AtomicU32,
@@ -44,6 +48,7 @@ impl Scripted {
         Self {
             memory: AnonymousMemory::new(frames).unwrap(),
             failing: AtomicBool::new(false),
+            zeroed: true,
             supplied: AtomicU32::new(0),
             tried: AtomicU32::new(0),
             reclaimed: AtomicU32::new(0),
@@ -83,6 +88,9 @@ unsafe impl FrameSource for Scripted {
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
         self.memory.pointer(frame)
     }
+    fn supplies_zeroed(&self) -> bool {
+        self.zeroed
+    }
     fn base(&self) -> PhysAddr {
         self.memory.base()
     }
@@ -101,6 +109,17 @@ pub fn set_cpu(pool: &TestPool, cpu: usize) {
 
 pub fn rings(pool: &TestPool) -> usize {
     pool.platform().rings.load(SeqCst)
+}
+
+/// Leaves something in every byte of a frame.
+pub fn soil(frame: &Frame<'_, Scripted, TestHost>) {
+    // SAFETY: the frame is ours.
+    unsafe { frame.as_ptr().write_bytes(0xAA, 4096) };
+}
+
+pub fn is_zero(frame: &Frame<'_, Scripted, TestHost>) -> bool {
+    // SAFETY: the frame is ours, and initialised: its memory came zeroed from the system.
+    unsafe { frame.as_ptr().cast::<[u64; 512]>().read() }.iter().all(|&word| word == 0)
 }
 
 /// INV-4, at rest: every frame that the pool owns is in use or in exactly one place of the pool, and the source agrees.
