@@ -84,6 +84,11 @@ unsafe impl<A: TableFrames, H: LineFlush> TableFrames for FlushedFrames<A, H> {
         unsafe { self.frames.free(frame) }
     }
 
+    unsafe fn free_zeroed(&self, frame: PhysAddr) {
+        // SAFETY: the caller's.
+        unsafe { self.frames.free_zeroed(frame) }
+    }
+
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
         self.frames.pointer(frame)
     }
