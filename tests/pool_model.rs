@@ -200,11 +200,13 @@ proptest! {
                 }
                 Action::Failing(failing) => pool.source().failing.store(failing, SeqCst),
                 Action::Vacate => {
+                    let before = pool.stats();
                     let outcome = pool.vacate();
                     let out = in_use(&held, &reserved);
                     prop_assert_eq!(outcome.is_ok(), out == 0);
                     if let Err(error) = outcome {
                         prop_assert_eq!(u64::from(error.frames_out()), out);
+                        prop_assert_eq!(pool.stats().owned, before.owned, "nothing has changed");
                     }
                 }
             }
