@@ -31,6 +31,7 @@ use crate::{AllocError, FramePool, FrameSource, PhysAddr, Platform};
 use core::ptr::NonNull;
 
 mod bits;
+mod caching_mode;
 mod capabilities;
 #[allow(unsafe_code, reason = "gives table frames back on the caller's word")]
 mod close;
@@ -63,6 +64,7 @@ mod walk;
 mod walkers;
 mod width;
 
+pub use caching_mode::{CachingMode, MapOutcome};
 pub use capabilities::{Capabilities, TranslationMode};
 pub use close::ClosedDomain;
 pub use context::{ContextEntry, ContextTranslation, EntryError, RootEntry};

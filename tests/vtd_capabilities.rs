@@ -235,7 +235,16 @@ fn check_unit<F: Format>(
     let width = u32::min(levels.address_width().into(), (capability >> 16 & 0x3F) as u32 + 1) - sign;
     let frames = TestFrames::default();
     let flushed = FlushedFrames::new(&frames, NoHardware);
-    let domain = match Domain::<F, _>::new(DomainConfig { force_snoop, ..config }, flushed) {
+    let config = DomainConfig { force_snoop, ..config };
+    let untold = match Domain::<F, _>::new(config, flushed) {
+        // SAFETY: no device walks these tables.
+        Ok(plain) => unsafe {
+            plain.close().complete();
+            false
+        },
+        Err(error) => error == DomainError::MapsUntold,
+    };
+    let domain = match Domain::<CachingMode<F>, _>::new(config, flushed) {
         Ok(domain) => domain,
         Err(DomainError::AddressWidth { .. }) => {
             prop_assert!(width < 13);
@@ -247,13 +256,20 @@ fn check_unit<F: Format>(
             return Ok(());
         }
     };
+    let tells = has(capability, 4) || F::STAGE == Stage::Second && has(capability, 7);
+    prop_assert_eq!(untold, tells);
     for &(iova, target, count, size) in wishes {
         // Half of the addresses are beyond the unit's width by a bit.
         let iova = iova >> size << size & ((1 << (width + 1)) - 1);
         let (target, length) = (target & ((1 << 48) - (1 << size)), count << size);
         // SAFETY: no device walks these tables.
         match unsafe { domain.map(Iova::new(iova), PhysAddr::new(target), length, Permissions::all()) } {
-            Ok(()) => prop_assert!(iova + length <= 1 << width && target + length <= 1 << 47),
+            Ok(told) => {
+                prop_assert!(iova + length <= 1 << width && target + length <= 1 << 47);
+                prop_assert_eq!(told.is_empty(), !tells);
+                // SAFETY: no device walks these tables.
+                unsafe { told.complete() };
+            }
             Err(MapError::Range(_)) => prop_assert!(iova + length > 1 << width),
             Err(MapError::TargetBeyondWidth { .. }) => prop_assert!(target + length > 1 << 47),
             Err(error) => prop_assert!(matches!(error, MapError::AlreadyMapped { .. }), "{}", error),

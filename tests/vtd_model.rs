@@ -102,7 +102,8 @@ fn check<F: Format>(
             // SAFETY: no device walks these tables.
             match unsafe { domain.map(iova, PhysAddr::new(target * PAGE), length, permissions) } {
                 Err(MapError::WriteOnly) => prop_assert!(write_only),
-                Ok(()) => {
+                Ok(told) => {
+                    prop_assert!(told.into_invalidation().is_none());
                     prop_assert_eq!((taken, write_only), (None, false));
                     model.extend(
                         range.clone().zip(target..).map(|(page, target)| (page, (target, permissions))),

@@ -20,7 +20,7 @@ use crate::{
 };
 use framepool::{
     AnonymousMemory, FramePool, LinuxPlatform, PhysAddr,
-    vtd::{Domain, Format, Invalidation, Iova, MapError, UnmapError},
+    vtd::{Domain, Format, Invalidation, Iova, MapError, MapOutcome, UnmapError},
 };
 use std::{
     cell::UnsafeCell,
@@ -141,7 +141,8 @@ impl<'p, 'd, F: Format> Replay<'p, 'd, F> {
             Operation::Map { target, permissions } => {
                 // SAFETY: there is no hardware, and the plan keeps events on the same pages apart.
                 match unsafe { domain.map(iova, PhysAddr::new(target), event.length, permissions) } {
-                    Ok(()) => {}
+                    // SAFETY: there is no hardware.
+                    Ok(told) => told.into_invalidation().map_or((), |told| unsafe { told.complete() }),
                     Err(MapError::OutOfFrames { .. }) => return Err(OutOfFrames),
                     Err(_) => self.counts.mismatch(event.line),
                 }

@@ -4,8 +4,8 @@
 use framepool::{
     PhysAddr,
     vtd::{
-        Domain, DomainConfig, Entry, Format, Hardware, Iova, Levels, MapError, Permissions, Stage,
-        TableFrames, internals::Sealed,
+        Domain, DomainConfig, Entry, Format, Hardware, Invalidation, Iova, Levels, MapError, Permissions,
+        Stage, TableFrames, internals::Sealed,
     },
 };
 use loom::{
@@ -37,6 +37,10 @@ impl Format for Tiny {
     const STAGE: Stage = Stage::Second;
     const PAGE_SIZE: u64 = LARGE;
     const SNOOP: u64 = 0;
+    const TELLS_MAPS: bool = false;
+    type Mapped<'d, A: TableFrames + 'd> = ();
+
+    fn mapped<'d, A: TableFrames + 'd>(_: impl FnOnce() -> Invalidation<'d, A>) {}
 
     fn leaf(target: PhysAddr, _permissions: Permissions, level: u32) -> u64 {
         target.as_u64() | PRESENT | if level > 1 { LARGE } else { 0 }

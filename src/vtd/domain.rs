@@ -1,7 +1,8 @@
 //! Owns an address space: its root table, its shape, and the checks at its door. Asks the allocator for table frames.
 
 use super::{
-    ClosedDomain, DomainError, Hardware, Invalidation, MapError, RangeError, TableFrames, UnmapError,
+    ClosedDomain, DomainError, DomainId, Hardware, Invalidation, MapError, RangeError, TableFrames,
+    UnmapError,
     error::AdvanceError,
     first_stage::FirstStage,
     format::{Format, Permissions, Stage},
@@ -39,6 +40,9 @@ pub struct DomainConfig {
     pub force_snoop: bool,
     /// What the units in front of the domain demand and offer.
     pub hardware: Hardware,
+    /// The tag of the domain in the caches of the units ([`DomainIds`](super::DomainIds) hands them out): what its context and PASID
+    /// entries say, and what invalidations name. Without it an invalidation makes hardware forget everything of every domain.
+    pub domain_id: Option<DomainId>,
     /// How many calls are expected to be in progress at the same time, in threads and in interrupts, up to 16. More are served
     /// too; table frames that were unmapped meanwhile come back later then.
     pub concurrent_calls: u8,
@@ -55,6 +59,7 @@ impl DomainConfig {
             host_address_width: HOST_WIDTH_MOST,
             force_snoop: false,
             hardware: Hardware::SNOOPING,
+            domain_id: None,
             concurrent_calls: walkers::SLOTS as u8,
         }
     }
@@ -130,7 +135,10 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         if !config.hardware.coherent && !frames.can_flush() {
             return Err(DomainError::NoFlush);
         }
-        let tables = Tables::new(frames, config.concurrent_calls.into(), config.hardware.coherent);
+        if (config.hardware.caching_mode || config.hardware.write_buffer_flush) && !F::TELLS_MAPS {
+            return Err(DomainError::MapsUntold);
+        }
+        let tables = Tables::new(frames, &config);
         let mut domain = Self { tables, root: PhysAddr::new(0), config, format: PhantomData };
         let mut first = domain.advance(1)?;
         domain.root = first.pop(&domain.tables.frames).ok_or(DomainError::OutOfFrames)?;
@@ -159,7 +167,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         target: PhysAddr,
         length: u64,
         permissions: Permissions,
-    ) -> Result<(), MapError> {
+    ) -> Result<F::Mapped<'_, A>, MapError> {
         let span = self.config.span(iova, length)?;
         if !target.is_aligned(PAGE) {
             return Err(MapError::TargetMisaligned { target });
@@ -174,10 +182,11 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         let mut survey = map::Survey::<F>::new(wish);
         self.walk(span, &mut survey)?;
         let advance = self.advance(survey.missing)?;
-        let mut writing = map::Writing::<F, A> { tables: &self.tables, wish, advance, format: PhantomData };
+        let mut writing =
+            map::Writing::<F, A> { tables: &self.tables, wish, advance, largest: PAGE, format: PhantomData };
         let outcome = self.walk(span, &mut writing);
         self.tables.give_back(writing.advance);
-        outcome
+        outcome.map(|()| F::mapped(|| Invalidation::of_map(&self.tables, span, writing.largest)))
     }
 
     /// Removes the mapping of `length` bytes from `iova` on. A large leaf that lies partly in the range is split, without a

@@ -53,6 +53,8 @@ pub enum DomainError {
     NoSnoopControl,
     /// The hardware does not snoop its tables, and the allocator does not flush them.
     NoFlush,
+    /// The hardware must be told of new mappings, and the format is not [`CachingMode`](super::CachingMode).
+    MapsUntold,
     /// No frame for the root table.
     OutOfFrames,
     /// The allocator handed out a frame that the hardware cannot address.
@@ -231,6 +233,12 @@ impl fmt::Display for DomainError {
                 write!(
                     formatter,
                     "a host address width of {width} bits: give 13 to 52, as the DMAR table says"
+                )
+            }
+            Self::MapsUntold => {
+                write!(
+                    formatter,
+                    "the hardware must be told of new mappings: use the format as `CachingMode`"
                 )
             }
             Self::NoFlush => {

@@ -16,6 +16,7 @@
 //! Addresses are sign-extended. A domain maps the half without the sign, so its width is one bit less than the levels translate.
 
 use super::{
+    Invalidation, TableFrames,
     bits::{ADDRESS, address},
     format::{Entry, Format, Permissions, Stage, sealed},
 };
@@ -41,6 +42,10 @@ impl Format for FirstStage {
     const STAGE: Stage = Stage::First;
     const PAGE_SIZE: u64 = 1 << 7;
     const SNOOP: u64 = 0;
+    const TELLS_MAPS: bool = false;
+    type Mapped<'d, A: TableFrames + 'd> = ();
+
+    fn mapped<'d, A: TableFrames + 'd>(_: impl FnOnce() -> Invalidation<'d, A>) {}
 
     #[inline(always)]
     fn leaf(target: PhysAddr, permissions: Permissions, level: u32) -> u64 {

@@ -1,6 +1,6 @@
 //! Owns what every entry format has in common, so that one walk serves them all.
 
-use super::{MapError, width::shift};
+use super::{Invalidation, MapError, MapOutcome, TableFrames, width::shift};
 use crate::PhysAddr;
 
 /// Which of the two translations of VT-d the tables are for.
@@ -81,6 +81,20 @@ pub trait Format: sealed::Sealed + 'static {
     /// The bit of a leaf that makes hardware snoop the processor's caches when the page is accessed, 0 if there is none.
     #[doc(hidden)]
     const SNOOP: u64;
+
+    /// Whether units are told of new mappings too.
+    #[doc(hidden)]
+    const TELLS_MAPS: bool;
+
+    /// What [`map`](super::Domain::map) leaves to be done: nothing, or with [`CachingMode`](super::CachingMode) an
+    /// [`Invalidation`].
+    type Mapped<'d, A: TableFrames + 'd>: MapOutcome<'d, A>;
+
+    /// What a map leaves to be done.
+    #[doc(hidden)]
+    fn mapped<'d, A: TableFrames + 'd>(
+        invalidation: impl FnOnce() -> Invalidation<'d, A>,
+    ) -> Self::Mapped<'d, A>;
 
     /// The entry for a page at `level`.
     #[doc(hidden)]

@@ -1,8 +1,8 @@
-//! Owns what an unmap leaves to be done: the ranges that hardware must be told to forget, and the table frames that it may still
+//! Owns what a change leaves to be done: the ranges that hardware must be told to forget, and the table frames that it may still
 //! be walking. Only the word that this is done gives the frames back (INV-10).
 
 use super::{
-    TableFrames,
+    Descriptor, DomainId, IotlbSelection, Pages, Pasid, Selection, TableFrames, Wait,
     frame_list::FrameList,
     tables::Tables,
     width::{Iova, Span},
@@ -11,6 +11,8 @@ use core::{fmt, mem};
 
 /// How many ranges are kept apart; with more of them the whole domain is invalidated, which is cheaper by then.
 const RANGES: usize = 8;
+/// How many requests a range may take before it is widened to one block.
+const BLOCKS: usize = 4;
 
 /// A range of IOVA that hardware may have cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,11 +23,17 @@ pub struct IovaRange {
     pub length: u64,
 }
 
+impl From<Span> for IovaRange {
+    fn from(span: Span) -> Self {
+        Self { start: Iova::new(span.start), length: span.length() }
+    }
+}
+
 /// What hardware must forget before the unmapped pages and the table frames in here may be used again.
 ///
-/// Order of a caller (VT-d specification, section 6.5): flush the changed lines if the unit does not snoop, submit
-/// invalidations for [`ranges`](Self::ranges) (or the whole domain), wait for their completion on every unit that the domain is
-/// attached to, then [`complete`](Self::complete).
+/// Order of a caller (VT-d specification, section 6.5): submit the [`descriptors`](Self::descriptors) to every unit that the domain
+/// is attached to, wait until each has written the status of the wait descriptor behind them, then [`complete`](Self::complete). The
+/// changed lines were flushed before this value was returned.
 ///
 /// Dropping it instead leaks the table frames on purpose and reports it through [`TableFrames::leaked`]: a frame that hardware
 /// may still walk must not be used again.
@@ -35,22 +43,60 @@ pub struct Invalidation<'d, A: TableFrames> {
     ranges: [Option<Span>; RANGES],
     whole_domain: bool,
     leaf_only: bool,
+    /// Nothing was present before, and hardware does not remember that: it only holds writes back.
+    write_buffer_only: bool,
+    /// The least address mask with which hardware forgets each entry that changed.
+    least_mask: u8,
     detached: FrameList,
 }
 
 impl<'d, A: TableFrames> Invalidation<'d, A> {
-    pub(crate) fn of(tables: &'d Tables<A>, span: Span) -> Self {
-        let mut ranges = [None; RANGES];
-        if let Some(first) = ranges.first_mut() {
-            *first = Some(span);
+    /// Nothing to be done.
+    pub(crate) fn none(tables: &'d Tables<A>) -> Self {
+        Self {
+            tables,
+            ranges: [None; RANGES],
+            whole_domain: false,
+            leaf_only: true,
+            write_buffer_only: true,
+            least_mask: 0,
+            detached: FrameList::new(),
         }
-        Self { tables, ranges, whole_domain: false, leaf_only: true, detached: FrameList::new() }
     }
 
-    /// Adds `span`, in which entries that name tables changed.
-    pub(crate) fn cover_tables(&mut self, span: Span) {
+    /// What was present in `span` is not any more, or says something else.
+    pub(crate) fn of(tables: &'d Tables<A>, span: Span) -> Self {
+        let mut invalidation = Self::none(tables);
+        invalidation.cover(span);
+        invalidation.write_buffer_only = false;
+        invalidation
+    }
+
+    /// What was not present in `span` is now, in leaves of up to `size` bytes.
+    pub(crate) fn of_map(tables: &'d Tables<A>, span: Span, size: u64) -> Self {
+        let mut invalidation = Self::none(tables);
+        let hardware = tables.hardware();
+        if hardware.caching_mode || hardware.write_buffer_flush {
+            invalidation.cover(span);
+            invalidation.changed(size);
+            // Hardware may remember that a table was not there.
+            invalidation.leaf_only = false;
+            invalidation.write_buffer_only = !hardware.caching_mode;
+        }
+        invalidation
+    }
+
+    /// Adds `span`, in which entries that name tables changed, which covered it as a whole.
+    pub(crate) fn cover_table(&mut self, span: Span) {
         self.leaf_only = false;
+        self.write_buffer_only = false;
+        self.changed(span.length());
         self.cover(span);
+    }
+
+    /// An entry changed that covered `size` bytes.
+    pub(crate) fn changed(&mut self, size: u64) {
+        self.least_mask = self.least_mask.max(mask_of(size));
     }
 
     fn cover(&mut self, span: Span) {
@@ -74,6 +120,16 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
         self.detached.append(&self.tables.frames, detached);
     }
 
+    /// Whether there is nothing to be done.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.iter().all(Option::is_none) && !self.whole_domain && self.table_frames() == 0
+    }
+
+    /// The tag of the domain in the caches of the hardware, as configured.
+    pub fn domain_id(&self) -> Option<DomainId> {
+        self.tables.domain_id()
+    }
+
     /// Whether all of the domain must be invalidated, because there were too many ranges to keep apart.
     pub fn is_whole_domain(&self) -> bool {
         self.whole_domain
@@ -81,10 +137,7 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
 
     /// The ranges to invalidate, in no order; meaningless when the whole domain must be.
     pub fn ranges(&self) -> impl Iterator<Item = IovaRange> + '_ {
-        self.ranges
-            .iter()
-            .flatten()
-            .map(|span| IovaRange { start: Iova::new(span.start), length: span.length() })
+        self.ranges.iter().flatten().map(|&span| span.into())
     }
 
     /// Whether only entries of pages changed, none that names a table: the invalidation hint (IH) of a page-selective
@@ -93,9 +146,115 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
         self.leaf_only
     }
 
+    /// Whether it is enough to flush the unit's write buffer (GCMD_REG.WBF), which an invalidation does as well: nothing was mapped
+    /// before, and the unit does not remember what is not present.
+    pub fn needs_write_buffer_flush_only(&self) -> bool {
+        self.write_buffer_only && !self.is_empty()
+    }
+
+    /// The least address mask of a request that makes hardware forget every entry that changed: 9 if one covered 2 MiB, 18 if one
+    /// covered 1 GiB.
+    pub fn least_mask(&self) -> u8 {
+        self.least_mask
+    }
+
     /// How many table frames wait in here.
     pub fn table_frames(&self) -> u64 {
         self.detached.count()
+    }
+
+    /// The pages to forget, in naturally aligned blocks that hardware can forget each at once and of which none is smaller than an
+    /// entry that changed in it; or a single `None` for the whole domain, if the hardware has no such blocks or they would be too
+    /// many. Nothing if nothing must be forgotten.
+    ///
+    /// At most 32; any context, constant time.
+    pub fn requests(&self) -> impl Iterator<Item = Option<Pages>> + '_ {
+        let whole_domain = self.whole_domain
+            || self.ranges().any(|range| matches!(self.selection(range), Selection::Domain));
+        let blocks = self
+            .ranges()
+            .filter(move |_| !whole_domain)
+            .filter_map(|range| match self.selection(range) {
+                Selection::Pages(blocks) => Some(blocks),
+                Selection::Domain => None,
+            })
+            .flatten()
+            .map(|block| Some(Pages { block, leaf_only: self.leaf_only }));
+        whole_domain.then_some(None).into_iter().chain(blocks)
+    }
+
+    fn selection(&self, range: IovaRange) -> Selection {
+        Selection::of(range, self.tables.hardware().page_selective, self.least_mask, BLOCKS)
+    }
+
+    /// The descriptors to submit to each unit, in order: forget the pages, or all of the domain if it has an id, or everything; then
+    /// `wait`. Several invalidations of one domain can be [merged](Self::merge) before; those of several domains can share the last
+    /// wait.
+    ///
+    /// In scalable mode, translations of the first stage are forgotten by [`pasid_descriptors`](Self::pasid_descriptors).
+    ///
+    /// At most 33; any context, constant time.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use framepool::{AnonymousMemory, Builder, PhysAddr, vtd::*};
+    /// # let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+    /// # let unit = Capabilities::from_registers(0x00d2_008c_222f_0606, 0x00f0_0f4b);
+    /// # let config = DomainConfig::from_capabilities::<SecondStage>(Levels::Four, TranslationMode::Legacy, 48, &[unit])?;
+    /// # let config = DomainConfig { domain_id: DomainId::new(5), ..config };
+    /// # let domain = SecondStageDomain::new(config, &*pool)?;
+    /// # // SAFETY: no device walks this domain.
+    /// # unsafe { domain.map(Iova::new(0x20_0000), PhysAddr::new(0), 0x20_1000, Permissions::READ)? };
+    /// let invalidation = domain.unmap(Iova::new(0x20_0000), 0x20_1000)?;
+    /// // The last thing that the unit does is to write 1 where the driver looks.
+    /// let done = Wait { status: StatusWrite::new(PhysAddr::new(0x7000), 1), ..Wait::default() };
+    /// let words: Vec<_> = invalidation.descriptors(Some(done)).filter_map(Descriptor::encode_narrow).collect();
+    /// // A leaf of 2 MiB, which was cached as one, and a page of a table that is still there.
+    /// assert_eq!(words, [[0x5_00F2, 0x20_0049], [0x5_00F2, 0x40_0040], [0x1_0000_0025, 0x7000]]);
+    /// // SAFETY: no device walks this domain, so there is nobody to wait for.
+    /// unsafe { invalidation.complete() };
+    /// # unsafe { domain.close().complete() };
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn descriptors(&self, wait: Option<Wait>) -> impl Iterator<Item = Descriptor> + '_ {
+        self.tagged(wait, move |domain, pages| {
+            self.iotlb(match pages {
+                Some(pages) => IotlbSelection::Pages(domain, pages),
+                None => IotlbSelection::Domain(domain),
+            })
+        })
+    }
+
+    /// The same for translations of the first stage that were made under `pasid`, whose entry names this domain.
+    pub fn pasid_descriptors(
+        &self,
+        pasid: Pasid,
+        wait: Option<Wait>,
+    ) -> impl Iterator<Item = Descriptor> + '_ {
+        self.tagged(wait, move |domain, pages| Descriptor::PasidIotlb { domain, pasid, pages })
+    }
+
+    /// Each request as `descriptor` says, or one to forget everything where there is no id: nobody knows what is tagged with what.
+    fn tagged<'i>(
+        &'i self,
+        wait: Option<Wait>,
+        descriptor: impl Fn(DomainId, Option<Pages>) -> Descriptor + 'i,
+    ) -> impl Iterator<Item = Descriptor> + 'i {
+        let id = self.domain_id();
+        let everything =
+            self.requests().next().filter(|_| id.is_none()).map(|_| self.iotlb(IotlbSelection::All));
+        let requests = self.requests().filter_map(move |pages| Some(descriptor(id?, pages)));
+        everything.into_iter().chain(requests).chain(wait.map(Descriptor::Wait))
+    }
+
+    fn iotlb(&self, selection: IotlbSelection) -> Descriptor {
+        let hardware = self.tables.hardware();
+        Descriptor::Iotlb {
+            selection,
+            drain_reads: hardware.drain_reads,
+            drain_writes: hardware.drain_writes,
+        }
     }
 
     /// Takes over what `other` leaves to be done, for one invalidation instead of two. From the contexts of `unmap`; constant
@@ -113,6 +272,8 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
         }
         self.whole_domain |= other.whole_domain;
         self.leaf_only &= other.leaf_only;
+        self.write_buffer_only &= other.write_buffer_only;
+        self.least_mask = self.least_mask.max(other.least_mask);
         let detached = mem::replace(&mut other.detached, FrameList::new());
         self.take_frames(detached);
         Ok(())
@@ -132,6 +293,11 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     }
 }
 
+/// The least address mask that covers `size` bytes, a power of two of pages.
+const fn mask_of(size: u64) -> u8 {
+    (size.trailing_zeros() - super::width::PAGE.trailing_zeros()) as u8
+}
+
 impl<A: TableFrames> Drop for Invalidation<'_, A> {
     fn drop(&mut self) {
         if self.detached.count() > 0 {
@@ -144,10 +310,12 @@ impl<A: TableFrames> fmt::Debug for Invalidation<'_, A> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Invalidation")
+            .field("domain_id", &self.domain_id())
             .field("ranges", &self.ranges)
             .field("whole_domain", &self.whole_domain)
             .field("leaf_only", &self.leaf_only)
-            .field("table_frames", &self.detached.count())
+            .field("least_mask", &self.least_mask)
+            .field("table_frames", &self.table_frames())
             .finish()
     }
 }

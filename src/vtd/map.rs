@@ -118,6 +118,8 @@ pub(crate) struct Writing<'d, F, A: TableFrames> {
     pub(crate) tables: &'d Tables<A>,
     pub(crate) wish: Wish,
     pub(crate) advance: FrameList,
+    /// The bytes of the largest leaf that was written.
+    pub(crate) largest: u64,
     pub(crate) format: PhantomData<F>,
 }
 
@@ -139,6 +141,7 @@ impl<F: Format, A: TableFrames> Visitor for Writing<'_, F, A> {
         if self.wish.fits::<F>(place.level, place.part) {
             place.table.store(place.index, self.wish.leaf::<F>(place.part.start, place.level));
             self.tables.flush_entry(&place);
+            self.largest = self.largest.max(place.part.length());
             return Ok(Step::Skip);
         }
         let below = self.advance.pop(&self.tables.frames).ok_or(conflict)?;

@@ -10,6 +10,7 @@
 //! carries the rights, since hardware takes what all levels allow. SNP is reserved unless the unit has snoop control.
 
 use super::{
+    Invalidation, TableFrames,
     bits::ADDRESS,
     format::{Entry, Format, Permissions, Stage, sealed},
 };
@@ -31,6 +32,10 @@ impl Format for SecondStage {
     const STAGE: Stage = Stage::Second;
     const PAGE_SIZE: u64 = 1 << 7;
     const SNOOP: u64 = 1 << 11;
+    const TELLS_MAPS: bool = false;
+    type Mapped<'d, A: TableFrames + 'd> = ();
+
+    fn mapped<'d, A: TableFrames + 'd>(_: impl FnOnce() -> Invalidation<'d, A>) {}
 
     #[inline(always)]
     fn leaf(target: PhysAddr, permissions: Permissions, level: u32) -> u64 {

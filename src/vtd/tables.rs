@@ -2,7 +2,7 @@
 //! way to hardware that does not snoop.
 
 use super::{
-    TableFrames,
+    DomainConfig, DomainId, Hardware, TableFrames,
     format::{FLUSHED, Format},
     frame_list::FrameList,
     retired::Retired,
@@ -18,15 +18,31 @@ pub(crate) struct Tables<A: TableFrames> {
     live: counter::Shared,
     walkers: Walkers,
     retired: Retired,
-    /// Hardware does not snoop: every changed line is flushed.
-    flushes: bool,
+    domain_id: Option<DomainId>,
+    hardware: Hardware,
 }
 
 impl<A: TableFrames> Tables<A> {
     /// No tables yet.
-    pub(crate) fn new(frames: A, slots: usize, coherent: bool) -> Self {
-        let (walkers, retired) = (Walkers::new(slots), Retired::new());
-        Self { frames, live: counter::Shared::new(), walkers, retired, flushes: !coherent }
+    pub(crate) fn new(frames: A, config: &DomainConfig) -> Self {
+        Self {
+            frames,
+            live: counter::Shared::new(),
+            walkers: Walkers::new(config.concurrent_calls.into()),
+            retired: Retired::new(),
+            domain_id: config.domain_id,
+            hardware: config.hardware,
+        }
+    }
+
+    /// The tag of the domain in the caches of the hardware.
+    pub(crate) fn domain_id(&self) -> Option<DomainId> {
+        self.domain_id
+    }
+
+    /// What the units demand and offer.
+    pub(crate) fn hardware(&self) -> Hardware {
+        self.hardware
     }
 
     /// Begins a walk: while it lives, every table that the caller finds stays a table.
@@ -78,7 +94,7 @@ impl<A: TableFrames> Tables<A> {
     /// Makes the entries of `run` visible to hardware.
     #[inline(always)]
     pub(crate) fn flush(&self, run: Run<'_>) {
-        if self.flushes {
+        if !self.hardware.coherent {
             run.flush(&self.frames);
         }
     }
@@ -110,7 +126,7 @@ impl<A: TableFrames> Tables<A> {
     /// line itself: what it maps below must be reachable when it says so.
     #[inline(always)]
     pub(crate) fn confirm(&self, place: &Place<'_>, entry: u64) {
-        if self.flushes && entry & FLUSHED == 0 {
+        if !self.hardware.coherent && entry & FLUSHED == 0 {
             self.flush_entry(place);
             // If the entry is another by now, the next one flushes once more.
             let _ = place.table.install(place.index, entry, entry | FLUSHED);

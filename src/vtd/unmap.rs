@@ -92,15 +92,16 @@ impl<F: Format, A: TableFrames> Removing<'_, '_, F, A> {
             return None;
         }
         // Hardware may hold the large leaf until it is told about all of it.
-        self.invalidation.cover_tables(place.part.around(size(place.level, F::INDEX_BITS)));
+        self.invalidation.cover_table(place.part.around(size(place.level, F::INDEX_BITS)));
         Some(below)
     }
 
     /// An entry was taken out, and is ours with all below it.
     fn removed(&mut self, place: &Place<'_>, entry: Entry) {
         self.tables.flush_entry(place);
+        self.invalidation.changed(place.part.length());
         if let Entry::Table(below) = entry {
-            self.invalidation.cover_tables(place.part);
+            self.invalidation.cover_table(place.part);
             let detached = collect::<F, A>(&self.tables.frames, below, place.level - 1);
             self.tables.unlinked(detached.count());
             self.invalidation.take_frames(detached);

@@ -4,7 +4,7 @@
 use super::scope::DeviceScopes;
 use crate::{
     PhysAddr,
-    vtd::{Domain, Format, Iova, MapError, Permissions, TableFrames},
+    vtd::{Domain, Format, Invalidation, Iova, MapError, Permissions, TableFrames},
 };
 
 /// A piece of memory that the devices in `scopes` must go on reaching.
@@ -64,11 +64,16 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[allow(unsafe_code, reason = "passes the duties of map on")]
-    pub unsafe fn map_reserved_memory(&self, region: &ReservedMemory<'_>) -> Result<(), MapError> {
+    pub unsafe fn map_reserved_memory(
+        &self,
+        region: &ReservedMemory<'_>,
+    ) -> Result<F::Mapped<'_, A>, MapError> {
         let (iova, length, rights) = (Iova::new(region.base), region.length, Permissions::all());
         // SAFETY: the caller's.
         match unsafe { self.map(iova, region.base(), length, rights) } {
-            Err(MapError::AlreadyMapped { .. }) if self.maps_to_itself(region, rights) => Ok(()),
+            Err(MapError::AlreadyMapped { .. }) if self.maps_to_itself(region, rights) => {
+                Ok(F::mapped(|| Invalidation::none(self.tables())))
+            }
             outcome => outcome,
         }
     }
