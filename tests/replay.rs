@@ -69,7 +69,9 @@ fn good_traces_are_replayed_without_a_mismatch() {
     for outcome in [strict, lazy] {
         assert_eq!(outcome["pool"]["in_use"], 0);
         assert_eq!(outcome["pool"]["table_frames_leaked"], 0);
-        assert!(outcome["pool"]["cache_hits"].as_u64().unwrap() > 0);
+        // From which tier depends on which CPUs the threads were put.
+        let hits = ["cache_hits", "depot_hits"].map(|tier| outcome["pool"][tier].as_u64().unwrap());
+        assert!(hits.iter().sum::<u64>() > 0);
     }
 }
 
