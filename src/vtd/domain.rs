@@ -148,7 +148,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     }
 
     /// Maps `length` bytes from `iova` on to physical memory from `target` on, with the largest leaves that alignment and
-    /// hardware allow. All or nothing.
+    /// hardware allow. All or nothing. Returns nothing, or with [`CachingMode`](super::CachingMode) what the units must be told.
     ///
     /// From thread and interrupt context, not from an NMI. Never sleeps. Bounded by the tables touched, for each of which
     /// another mapper may make one exchange be lost.
