@@ -4,17 +4,19 @@
 //! the depot up to a goal; an allocation that finds no clean frame clears a dirty one itself, and says so.
 //!
 //! # How many are kept ready
-//! The goal follows what was drawn from the clean side between two passes and how often that was not enough:
+//! The goal follows what was used of the clean side between two passes, and how often that was not enough:
 //!
-//! | between two passes | goal |
+//! | event | goal |
 //! |---|---|
-//! | frames were cleared inline | doubled, and at least twice what was used |
-//! | less than a quarter of the goal was used, and the pass before had cleared all that it wanted | an eighth less, down to nothing |
-//! | otherwise | as before |
+//! | frames were cleared inline since the last pass | doubled, and at least twice what was used |
+//! | in [`WINDOW`] passes never more than a quarter of the goal was used between two | halved |
+//! | in as many passes nothing was used at all | halved, down to nothing |
 //!
-//! It is never more than the depot holds: what is not there cannot be cleared ahead. The doorbell rings when the clean side
+//! While anything is used it is at least [`DRAWS`] magazines, since whoever draws takes a whole one. It is never more than the
+//! depot holds: what is not there cannot be cleared ahead. The doorbell rings when the clean side
 //! falls below half of the goal and there is something to clear. So a pool of which nobody wants zeroed frames clears none,
-//! and one that is asked for nothing else clears all that comes back.
+//! and one that is asked for nothing else clears all that comes back. Passes follow each other quickly or slowly, as other
+//! things want; so it is the most used in several of them that counts.
 //!
 //! # Why clearing hides next to nothing
 //! The worker takes a few frames out of a magazine and puts the magazine back before it clears them ([`IN_HAND`] bytes, one frame
@@ -37,27 +39,48 @@ const IN_HAND: usize = 64 << 10;
 /// What one pass clears at most, in bytes; with more to do it is soon called again.
 const PASS: usize = 16 << 20;
 
+/// Passes over which the goal looks back before it is lowered.
+const WINDOW: u32 = 32;
+
+/// Magazines that a goal has room for, unless it is nothing.
+const DRAWS: u32 = 4;
+
 /// How many clean frames the depot shall hold, as the worker remembers it from pass to pass.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CleanGoal {
     goal: u32,
     used: u64,
     lacked: u64,
-    /// The pass before left something to clear, so the time since then says little about demand.
+    /// Passes of the window so far, and the most that was used between two of them.
+    passes: u32,
+    most_used: u64,
+    /// The pass before left something to clear: this one only goes on.
     unfinished: bool,
 }
 
 impl CleanGoal {
-    /// Notes the frames in total that were drawn from the clean side and that it lacked; the goal that follows.
-    fn follow(&mut self, used: u64, lacked: u64, stock: u32) -> u32 {
+    /// Notes the frames in total that were drawn from the clean side, a `magazine` at a time, and that it lacked; the goal that
+    /// follows, of a depot with `stock` frames.
+    fn follow(&mut self, used: u64, lacked: u64, magazine: u32, stock: u32) -> u32 {
+        let least = magazine.saturating_mul(DRAWS);
         let newly_lacked = lacked.saturating_sub(self.lacked);
         let newly_used = used.saturating_sub(self.used).saturating_add(newly_lacked);
-        (self.used, self.lacked) = (used, lacked);
         if newly_lacked > 0 {
             let twice = newly_used.max(self.goal.into()).saturating_mul(2);
-            self.goal = u32::try_from(twice).unwrap_or(u32::MAX);
-        } else if newly_used.saturating_mul(4) < u64::from(self.goal) && !self.unfinished {
-            self.goal -= self.goal.div_ceil(8);
+            self.goal = u32::try_from(twice).unwrap_or(u32::MAX).max(least);
+            (self.passes, self.most_used) = (0, newly_used);
+        } else if !self.unfinished {
+            self.passes += 1;
+            self.most_used = self.most_used.max(newly_used);
+            if self.passes >= WINDOW {
+                if self.most_used.saturating_mul(4) <= u64::from(self.goal) {
+                    self.goal = (self.goal / 2).max(if self.most_used > 0 { least } else { 0 });
+                }
+                (self.passes, self.most_used) = (0, 0);
+            }
+        }
+        if newly_lacked > 0 || !self.unfinished {
+            (self.used, self.lacked) = (used, lacked);
         }
         self.goal = self.goal.min(stock);
         self.goal
@@ -104,8 +127,8 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     pub(super) fn clear_ahead(&self, policy: &mut CleanGoal) -> (u32, bool) {
         let level = self.depot.level();
         let counters = &self.counters;
-        let goal =
-            policy.follow(counters.clean_drawn.get(), counters.cleared_inline.get(), level.fill().frames);
+        let (used, lacked) = (counters.clean_drawn.get(), counters.cleared_inline.get());
+        let goal = policy.follow(used, lacked, self.cache.magazines().shape().size(), level.fill().frames);
         level.set_clean_low(goal / 2);
         let low = self.watermarks.low - self.watermarks.min;
         let most = (PASS / self.frame_size()).max(1) as u32;
@@ -153,18 +176,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_goal_doubles_when_it_was_not_enough_and_fades_when_nobody_asks() {
+    fn the_goal_doubles_when_it_was_not_enough_and_fades_when_less_is_used() {
         let mut goal = CleanGoal::default();
-        assert_eq!(goal.follow(0, 0, 1000), 0, "nobody asks, nothing is cleared");
-        assert_eq!(goal.follow(0, 30, 1000), 60);
-        assert_eq!(goal.follow(40, 30, 1000), 60, "it was enough, and needed");
-        assert_eq!(goal.follow(100, 31, 1000), 122);
-        assert_eq!(goal.follow(101, 32, 1000), 244, "not enough, however little was used");
-        assert_eq!(goal.follow(1101, 132, 1000), 1000, "never more than there is");
-        let mut faded = 0;
-        while goal.follow(1101, 132, 1000) > 0 {
-            faded += 1;
+        let mut follow = |used, lacked| goal.follow(used, lacked, 10, 1000);
+        assert_eq!(follow(0, 0), 0, "nobody asks, nothing is cleared");
+        assert_eq!(follow(0, 3), 40, "room for four magazines");
+        assert_eq!(follow(0, 33), 80);
+        assert_eq!(follow(60, 33), 80, "it was enough, and needed");
+        assert_eq!(follow(120, 34), 160);
+        assert_eq!(follow(121, 35), 320, "not enough, however little was used");
+        assert_eq!(follow(1121, 135), 1000, "never more than there is");
+        let mut used = 1121;
+        let mut pass = |amount| {
+            used += amount;
+            follow(used, 135)
+        };
+        for number in 0..200 {
+            let goal = pass(if number % WINDOW == 0 { 300 } else { 1 });
+            assert_eq!(goal, 1000, "short passes between long ones say nothing");
         }
-        assert!((10..60).contains(&faded), "{faded} passes");
+        let faded = (0..).take_while(|_| pass(1) > 40).count() as u32;
+        assert!((4 * WINDOW..6 * WINDOW).contains(&faded), "{faded} passes");
+        assert!((0..10 * WINDOW).all(|_| pass(1) == 40), "somebody still asks");
+        let gone = (0..).take_while(|_| pass(0) > 0).count() as u32;
+        assert!((5 * WINDOW..8 * WINDOW).contains(&gone), "{gone} passes");
     }
 }
