@@ -23,6 +23,8 @@ compile_error!(
     "the feature `std` needs Linux; use `default-features = false` and bring a `Platform` elsewhere"
 );
 
+#[cfg(feature = "virtio-drivers")]
+pub mod adapters;
 #[allow(unsafe_code, reason = "the handle is taken up from and laid down as a bare address")]
 mod frame;
 mod platform;

@@ -63,6 +63,8 @@ mod unmap;
 mod walk;
 mod walkers;
 mod width;
+#[allow(unsafe_code, reason = "copies parts of buffers that their owners share")]
+mod window;
 
 pub use caching_mode::{CachingMode, MapOutcome};
 pub use capabilities::{Capabilities, TranslationMode};
@@ -88,6 +90,7 @@ pub use page_block::{Blocks, PageBlock, Selection};
 pub use requester::{Pasid, SourceId};
 pub use second_stage::SecondStage;
 pub use width::{Iova, Levels, PageSizes};
+pub use window::{DmaWindow, ShareError, WindowConfig, WindowError, WindowHost};
 
 /// What a format is made of, for the models, whose tables have two entries.
 #[cfg(loom)]

@@ -4,7 +4,7 @@ use core::fmt;
 
 /// The size of a table and of the smallest page, in bytes.
 pub(crate) const PAGE: u64 = 4096;
-const PAGE_SHIFT: u32 = PAGE.trailing_zeros();
+pub(crate) const PAGE_SHIFT: u32 = PAGE.trailing_zeros();
 
 /// An address as the device sends it, in bytes.
 ///
