@@ -5,11 +5,16 @@ use crate::{
     edu::{Direction, Edu, LONGEST, start_next, wait_for},
     hand::PoolFrame,
     host::{FlushedFrames, Kernel, PhysicalMemory, Pool},
-    machine::{acpi, pci::Bus, start::StartInformation},
+    machine::{
+        acpi,
+        pci::Bus,
+        place::{Place, Room},
+        start::StartInformation,
+    },
     say,
     unit::{Fault, Unit, faults, last_fault},
 };
-use core::{cell::UnsafeCell, fmt::Arguments, mem::MaybeUninit};
+use core::{cell::UnsafeCell, fmt::Arguments};
 use framepool::{
     Builder, PhysAddr,
     vtd::{
@@ -34,8 +39,8 @@ mod reason {
     pub const FIRST_STAGE_NO_WRITE: u8 = 0x85;
 }
 
-static mut POOL: MaybeUninit<Pool> = MaybeUninit::uninit();
-static mut BOOKKEEPING: [MaybeUninit<u8>; 256 << 10] = [MaybeUninit::uninit(); 256 << 10];
+static POOL: Place<Pool> = Place::new();
+static BOOKKEEPING: Room<{ 256 << 10 }> = Room::new();
 
 /// A page of 2 MiB that is not the pool's.
 #[repr(C, align(0x20_0000))]
@@ -48,12 +53,9 @@ static LARGE_PAGE: Aligned = Aligned(UnsafeCell::new([0; LARGE as usize]));
 pub fn build_pool(memory: &'static PhysicalMemory) -> &'static Pool {
     // SAFETY: the one scenario that runs builds its pool once.
     unsafe {
-        let pool = Builder::new(4096).cpus(1).magazine_size(32).build_in(
-            &mut *(&raw mut BOOKKEEPING),
-            memory,
-            Kernel::new(),
-        );
-        (*(&raw mut POOL)).write(pool.expect("a pool"))
+        let pool =
+            Builder::new(4096).cpus(1).magazine_size(32).build_in(BOOKKEEPING.all(), memory, Kernel::new());
+        POOL.put(pool.expect("a pool"))
     }
 }
 

@@ -7,5 +7,6 @@ pub mod cpus;
 pub mod interrupts;
 mod memory;
 pub mod pci;
+pub mod place;
 pub mod serial;
 pub mod start;

@@ -12,14 +12,15 @@ mod machine;
 mod storm;
 mod sweep;
 mod unit;
+mod virtio;
 
-use core::{mem::MaybeUninit, panic::PanicInfo};
+use core::panic::PanicInfo;
 use framepool::FrameSource;
 use host::PhysicalMemory;
-use machine::{cpus, interrupts, serial, start::StartInformation};
+use machine::{cpus, interrupts, place::Place, serial, start::StartInformation};
 use sweep::Part;
 
-static mut MEMORY: MaybeUninit<PhysicalMemory> = MaybeUninit::uninit();
+static MEMORY: Place<PhysicalMemory> = Place::new();
 
 /// Where the first CPU enters Rust, with the address of what the loader left.
 extern "C" fn first_cpu(_cpu: usize, start_information: u32) -> ! {
@@ -28,10 +29,7 @@ extern "C" fn first_cpu(_cpu: usize, start_information: u32) -> ! {
     let start = StartInformation::at(start_information).expect("started by PVH");
     let range = start.free_memory().expect("memory behind the image");
     // SAFETY: the firmware says that this is memory, and that nobody uses it; this is the first and only use of the static.
-    let memory: &'static PhysicalMemory = unsafe {
-        (*(&raw mut MEMORY)).write(PhysicalMemory::new(range.start, range.length));
-        (*(&raw const MEMORY)).assume_init_ref()
-    };
+    let memory = unsafe { MEMORY.put(PhysicalMemory::new(range.start, range.length)) };
     ledger::begin(FrameSource::base(&memory));
     let mut words = start.words();
     let good = match words.next() {
@@ -43,6 +41,8 @@ extern "C" fn first_cpu(_cpu: usize, start_information: u32) -> ! {
             let mut number = || words.next().and_then(|word| word.parse().ok()).unwrap_or(4);
             storm::run(memory, number(), number())
         }
+        Some("block") => virtio::block(memory, start),
+        Some("network") => virtio::network(memory, start),
         Some("dma") => dma::run(memory, start),
         scenario => {
             say!("FAIL no scenario {scenario:?}");

@@ -13,13 +13,11 @@ use crate::{
         boot::CPUS,
         cpus,
         interrupts::{self, CROSS_CALL, Interrupted, NMI, TIMER},
+        place::{Place, Room},
     },
     say,
 };
-use core::{
-    mem::MaybeUninit,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
-};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use framepool::{
     Builder, FallbackPolicy, Frame, PhysAddr, Request, Watermarks,
     vtd::{DomainConfig, Iova, Levels, PageSizes, Permissions, SecondStageDomain},
@@ -80,9 +78,9 @@ static OWN: [[Own; CONTEXTS]; CPUS] = {
     own
 };
 
-static mut POOL: MaybeUninit<Pool> = MaybeUninit::uninit();
-static mut DOMAIN: MaybeUninit<Domain> = MaybeUninit::uninit();
-static mut BOOKKEEPING: [MaybeUninit<u8>; 256 << 10] = [MaybeUninit::uninit(); 256 << 10];
+static POOL: Place<Pool> = Place::new();
+static DOMAIN: Place<Domain> = Place::new();
+static BOOKKEEPING: Room<{ 256 << 10 }> = Room::new();
 
 /// Frames on their way to whoever looks first: an address each, or 0.
 static MAILBOXES: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
@@ -96,12 +94,12 @@ static MAPPED: AtomicU64 = AtomicU64::new(0);
 
 fn pool() -> &'static Pool {
     // SAFETY: `run` writes it before any other context runs.
-    unsafe { (*(&raw const POOL)).assume_init_ref() }
+    unsafe { POOL.get() }
 }
 
 fn domain() -> &'static Domain {
     // SAFETY: as for `pool`.
-    unsafe { (*(&raw const DOMAIN)).assume_init_ref() }
+    unsafe { DOMAIN.get() }
 }
 
 /// The storm on `count` CPUs, until each worker has made `steps` steps; whether nothing was lost or doubled.
@@ -113,10 +111,10 @@ pub fn run(memory: &'static PhysicalMemory, count: usize, steps: usize) -> bool 
         .fallback(FallbackPolicy::Budget(64));
     // SAFETY: no other context runs yet; each static is borrowed or written here once.
     unsafe {
-        let pool = builder.build_in(&mut *(&raw mut BOOKKEEPING), memory, Kernel::new());
-        (*(&raw mut POOL)).write(pool.expect("a pool"));
+        let pool = builder.build_in(BOOKKEEPING.all(), memory, Kernel::new());
+        POOL.put(pool.expect("a pool"));
         let config = DomainConfig { page_sizes: PageSizes::all(), ..DomainConfig::new(Levels::Four) };
-        (*(&raw mut DOMAIN)).write(Domain::new(config, self::pool()).expect("a frame for the root"));
+        DOMAIN.put(Domain::new(config, self::pool()).expect("a frame for the root"));
     }
     STEPS.store(steps, Relaxed);
     interrupts::handle(TIMER, on_timer);
@@ -149,11 +147,8 @@ fn settle(memory: &'static PhysicalMemory, count: usize, rested: u32) -> bool {
     ledger::demand(ledger::owned() == 0, &"INV-1: somebody still holds a frame");
     // SAFETY: no other CPU works any more; both are moved out once, and no hardware walks the domain.
     unsafe {
-        (*(&raw const DOMAIN)).assume_init_read().close().complete();
-        ledger::demand(
-            (*(&raw const POOL)).assume_init_read().close().is_ok(),
-            &"INV-1: frames are missing at the end",
-        );
+        DOMAIN.take().close().complete();
+        ledger::demand(POOL.take().close().is_ok(), &"INV-1: frames are missing at the end");
     }
     ledger::demand(memory.audit() == (0, 0), &"INV-1: the source did not get back what it gave");
     say!("{stats}");

@@ -6,7 +6,7 @@
 mod scenario;
 
 use clap::Parser;
-use scenario::{Scenario, all};
+use scenario::{Disk, Scenario, all};
 use std::{
     env,
     error::Error,
@@ -157,13 +157,13 @@ fn run(scenario: &Scenario, kernel: &Path, directory: &Path) -> Result<Report, B
             return Ok(Report { output: Vec::new(), outcome, time: start.elapsed() });
         }
     }
-    let files = scenario.prepare(directory)?;
+    let disk = scenario.prepare(directory)?;
     let mut command = Command::new(QEMU);
     command
         .args(["-cpu", "max", "-m", "256M", "-display", "none", "-nodefaults", "-no-reboot"])
         .args(["-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
         .args(&scenario.machine)
-        .args(files.arguments())
+        .args(disk.iter().flat_map(Disk::arguments))
         .arg("-kernel")
         .arg(kernel)
         .args(["-append", &scenario.command_line])
@@ -204,7 +204,7 @@ fn run(scenario: &Scenario, kernel: &Path, directory: &Path) -> Result<Report, B
     } else if code != Some(SUCCESS) {
         Outcome::Failed(format!("the machine ended with {code:?}"))
     } else {
-        files.check(&output).map_or_else(Outcome::Failed, |()| Outcome::Passed)
+        disk.map_or(Ok(()), |disk| disk.check()).map_or_else(Outcome::Failed, |()| Outcome::Passed)
     };
     Ok(Report { output, outcome, time: start.elapsed() })
 }

@@ -1,6 +1,11 @@
 //! What there is to run: for each scenario the machine, the command line of the guest, and what the host prepares and checks.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// One machine that the guest runs on, once.
 pub(crate) struct Scenario {
@@ -13,22 +18,40 @@ pub(crate) struct Scenario {
     pub(crate) limit: Duration,
     /// A property of the emulated unit without which the scenario cannot run.
     pub(crate) needs: Option<&'static str>,
+    /// Whether it has a disk.
+    disk: bool,
 }
 
-/// What the host prepared for a scenario.
-pub(crate) struct Files {
-    arguments: Vec<String>,
-}
+/// The disk of a scenario, as the host sees it.
+pub(crate) struct Disk(PathBuf);
 
-impl Files {
-    /// QEMU's arguments that name the files.
-    pub(crate) fn arguments(&self) -> &[String] {
-        &self.arguments
+/// The bytes that the guest writes to its disk.
+const DISK_BYTES: usize = 64 << 20;
+
+impl Disk {
+    /// QEMU's arguments that give the guest the disk, behind the unit.
+    pub(crate) fn arguments(&self) -> [String; 4] {
+        [
+            "-drive".into(),
+            format!("if=none,id=disk,format=raw,cache=unsafe,file={}", self.0.display()),
+            "-device".into(),
+            "virtio-blk-pci,drive=disk,addr=5,iommu_platform=on,disable-legacy=on".into(),
+        ]
     }
 
-    /// Looks at what the guest left in the files, or said; what is wrong with it.
-    pub(crate) fn check(&self, _output: &[String]) -> Result<(), String> {
-        Ok(())
+    /// Demands that the guest has written what it should have, every byte; what is wrong otherwise.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let bytes = fs::read(&self.0).map_err(|error| error.to_string())?;
+        let words = bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()));
+        // What stands at a place of the disk: the guest knows the same function.
+        let expected = |place: u64| (place + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
+        if bytes.len() != DISK_BYTES {
+            return Err(format!("the image has {} bytes", bytes.len()));
+        }
+        match words.zip(0..).position(|(word, place)| word != expected(place)) {
+            Some(place) => Err(format!("the image is not what the guest wrote, from byte {} on", place * 8)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -42,6 +65,7 @@ impl Scenario {
             machine,
             limit: Duration::from_secs(seconds),
             needs: None,
+            disk: false,
         }
     }
 
@@ -50,9 +74,19 @@ impl Scenario {
         Self { needs: Some(needs), ..self }
     }
 
-    /// Makes the files that the scenario needs in `directory`.
-    pub(crate) fn prepare(&self, _directory: &Path) -> io::Result<Files> {
-        Ok(Files { arguments: Vec::new() })
+    /// The same scenario with a disk.
+    fn with_disk(self) -> Self {
+        Self { disk: true, ..self }
+    }
+
+    /// Makes the disk of the scenario in `directory`, all zeros, if it has one.
+    pub(crate) fn prepare(&self, directory: &Path) -> io::Result<Option<Disk>> {
+        if !self.disk {
+            return Ok(None);
+        }
+        let path = directory.join("disk.img");
+        File::create(&path)?.set_len(DISK_BYTES as u64)?;
+        Ok(Some(Disk(path)))
     }
 }
 
@@ -126,5 +160,21 @@ pub(crate) fn all() -> Vec<Scenario> {
             120,
         )
         .needing("x-flts"),
+        Scenario::new(
+            "virtio-blk",
+            "an unmodified block driver behind the unit: 64 MiB out and back, and a ring that is taken away",
+            "block",
+            "-machine q35,accel=tcg -device intel-iommu,aw-bits=48",
+            120,
+        )
+        .with_disk(),
+        Scenario::new(
+            "virtio-net",
+            "an unmodified network driver behind the unit: ARP and ping of the gateway",
+            "network",
+            "-machine q35,accel=tcg -device intel-iommu,aw-bits=48 -netdev user,id=net \
+             -device virtio-net-pci,netdev=net,addr=6,iommu_platform=on,disable-legacy=on,romfile=",
+            60,
+        ),
     ]
 }

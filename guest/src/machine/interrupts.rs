@@ -4,7 +4,7 @@
 //! pointer, so nothing may be pushed onto the stack of the code that is interrupted. Interrupts stay off inside a handler; an NMI
 //! may interrupt one.
 
-use super::boot::CPUS;
+use super::{boot::CPUS, place::Place};
 use core::{
     arch::global_asm,
     mem::transmute,
@@ -19,7 +19,7 @@ use x86_64::{
     },
     structures::{
         DescriptorTablePointer,
-        gdt::{Descriptor, GlobalDescriptorTable},
+        gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector},
         tss::TaskStateSegment,
     },
 };
@@ -84,7 +84,6 @@ extern "C" fn dispatch(interrupted: &mut Interrupted) {
 }
 
 #[repr(C, align(16))]
-#[derive(Clone, Copy)]
 struct HandlerStack([u8; 16 << 10]);
 
 /// The kinds of handler stacks, in the order of the task state segment.
@@ -94,13 +93,14 @@ const ON_NMI_STACK: u8 = 1;
 const ON_DEBUG_STACK: u8 = 2;
 const ON_FAULT_STACK: u8 = 3;
 
-static mut HANDLER_STACKS: [[HandlerStack; KINDS]; CPUS] = [[HandlerStack([0; 16 << 10]); KINDS]; CPUS];
-static mut TASK_STATES: [TaskStateSegment; CPUS] = [const { TaskStateSegment::new() }; CPUS];
-static mut SEGMENTS: [GlobalDescriptorTable; CPUS] = [const { GlobalDescriptorTable::new() }; CPUS];
-static mut GATES: [u128; VECTORS] = [0; VECTORS];
+static HANDLER_STACKS: [[Place<HandlerStack>; KINDS]; CPUS] =
+    [const { [const { Place::new() }; KINDS] }; CPUS];
+static TASK_STATES: [Place<TaskStateSegment>; CPUS] = [const { Place::new() }; CPUS];
+static SEGMENTS: [Place<GlobalDescriptorTable>; CPUS] = [const { Place::new() }; CPUS];
+static GATES: Place<[u128; VECTORS]> = Place::new();
 
 /// An interrupt gate of 64 bits: interrupts are off in the handler.
-fn gate(vector: usize, code: CS64) -> u128 {
+fn gate(vector: usize, code: SegmentSelector) -> u128 {
     let address = (&raw const interrupt_stubs).addr() + vector * STUB_SIZE;
     let kind = match vector as u8 {
         NMI => ON_NMI_STACK,
@@ -117,37 +117,30 @@ fn gate(vector: usize, code: CS64) -> u128 {
         | address >> 32 << 64
 }
 
-/// The selector of the code segment.
-#[derive(Clone, Copy)]
-struct CS64(u16);
-
 /// Loads the descriptor tables of the CPU `cpu`, which is this one. The first CPU comes first and alone.
 pub fn load(cpu: usize) {
-    // SAFETY: each CPU touches its own entries, once, and they are never moved; the gates are the same for all and written
-    // before a second CPU runs.
+    let mut state = TaskStateSegment::new();
+    for (kind, stack) in HANDLER_STACKS[cpu].iter().enumerate() {
+        state.interrupt_stack_table[kind] = VirtAddr::from_ptr(stack.after());
+    }
+    let mut segments = GlobalDescriptorTable::new();
+    let code = segments.append(Descriptor::kernel_code_segment());
+    let data = segments.append(Descriptor::kernel_data_segment());
+    // SAFETY: each CPU puts its own tables in place, once, and they stay there; the gates are the same for all, and in place before
+    // a second CPU runs.
     unsafe {
-        let state = &mut *(&raw mut TASK_STATES[cpu]);
-        for kind in 0..KINDS {
-            let top = (&raw const HANDLER_STACKS[cpu][kind]).add(1);
-            state.interrupt_stack_table[kind] = VirtAddr::from_ptr(top);
-        }
-        let segments = &mut *(&raw mut SEGMENTS[cpu]);
-        let code = segments.append(Descriptor::kernel_code_segment());
-        let data = segments.append(Descriptor::kernel_data_segment());
-        let task = segments.append(Descriptor::tss_segment(&*(&raw const TASK_STATES[cpu])));
-        (*(&raw const SEGMENTS[cpu])).load();
+        let task = segments.append(Descriptor::tss_segment(TASK_STATES[cpu].put(state)));
+        SEGMENTS[cpu].put(segments).load();
         CS::set_reg(code);
         SS::set_reg(data);
         DS::set_reg(data);
         ES::set_reg(data);
         load_tss(task);
         if cpu == 0 {
-            for vector in 0..VECTORS {
-                GATES[vector] = gate(vector, CS64(code.0));
-            }
+            GATES.put(core::array::from_fn(|vector| gate(vector, code)));
         }
         let limit = (size_of::<u128>() * VECTORS - 1) as u16;
-        lidt(&DescriptorTablePointer { limit, base: VirtAddr::from_ptr(&raw const GATES) });
+        lidt(&DescriptorTablePointer { limit, base: VirtAddr::from_ptr(GATES.get()) });
     }
 }
 

@@ -4,11 +4,9 @@ use crate::{
     hand::Hand,
     host::{CpuLocal, Kernel, PhysicalMemory, Pool},
     ledger,
+    machine::place::{Place, Room},
 };
-use core::{
-    mem::MaybeUninit,
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
-};
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use framepool::{
     Builder, FallbackPolicy, Outcome, Request, Watermarks,
     vtd::{DomainConfig, Levels, PageSizes, SecondStageDomain},
@@ -42,9 +40,9 @@ pub static THREAD: Hand = Hand::new(1);
 pub static HANDLER: Hand = Hand::new(2);
 pub static UNMASKABLE: Hand = Hand::new(3);
 
-static mut POOL: MaybeUninit<Pool> = MaybeUninit::uninit();
-static mut DOMAIN: MaybeUninit<Domain> = MaybeUninit::uninit();
-static mut BOOKKEEPING: [MaybeUninit<u8>; 64 << 10] = [MaybeUninit::uninit(); 64 << 10];
+static POOL: Place<Pool> = Place::new();
+static DOMAIN: Place<Domain> = Place::new();
+static BOOKKEEPING: Room<{ 64 << 10 }> = Room::new();
 
 /// Passes of `maintain`, and whether the last one brought the stock to where it should be.
 static PASSES: AtomicU32 = AtomicU32::new(0);
@@ -53,13 +51,13 @@ static SATISFIED: AtomicU32 = AtomicU32::new(0);
 /// The pool, between `build` and `take_apart`.
 pub fn pool() -> &'static Pool {
     // SAFETY: the callers run between `build`, which writes it, and `take_apart`.
-    unsafe { (*(&raw const POOL)).assume_init_ref() }
+    unsafe { POOL.get() }
 }
 
 /// The domain, between `build` and `take_apart`.
 pub fn domain() -> &'static Domain {
     // SAFETY: as for `pool`.
-    unsafe { (*(&raw const DOMAIN)).assume_init_ref() }
+    unsafe { DOMAIN.get() }
 }
 
 /// Builds pool and domain. The slot of CPU 0 is empty then.
@@ -75,10 +73,10 @@ pub fn build(memory: &'static PhysicalMemory, setup: Setup) {
         .fallback(setup.fallback);
     // SAFETY: the last pool is gone, and with it its hold on the bookkeeping and every reference to itself and its domain.
     unsafe {
-        let pool = builder.build_in(&mut *(&raw mut BOOKKEEPING), memory, Kernel::new());
-        (*(&raw mut POOL)).write(pool.expect("a pool of a few frames"));
+        let pool = builder.build_in(BOOKKEEPING.all(), memory, Kernel::new());
+        POOL.put(pool.expect("a pool of a few frames"));
         let config = DomainConfig { page_sizes: PageSizes::all(), ..DomainConfig::new(Levels::Three) };
-        (*(&raw mut DOMAIN)).write(Domain::new(config, self::pool()).expect("a frame for the root"));
+        DOMAIN.put(Domain::new(config, self::pool()).expect("a frame for the root"));
     }
     HANDLER.take(pool(), Request::ORDINARY, HELD_BY_HANDLER as usize).expect("frames for the handler");
     UNMASKABLE.take(pool(), Request::ORDINARY, HELD_BY_NMI as usize).expect("frames for the NMI");
@@ -127,9 +125,9 @@ pub fn take_apart(memory: &'static PhysicalMemory) {
     UNMASKABLE.give_all(pool());
     // SAFETY: nobody else reaches the pool and the domain; each is moved out once, the domain first, no hardware walks it.
     unsafe {
-        let domain = (*(&raw const DOMAIN)).assume_init_read();
+        let domain = DOMAIN.take();
         domain.close().complete();
-        let pool = (*(&raw const POOL)).assume_init_read();
+        let pool = POOL.take();
         if pool.close().is_err() {
             ledger::violation(&"INV-1: frames are missing at the end");
         }
