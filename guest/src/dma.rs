@@ -4,7 +4,7 @@
 use crate::{
     edu::{Direction, Edu, LONGEST, start_next, wait_for},
     hand::PoolFrame,
-    host::{FlushedFrames, Kernel, PhysicalMemory, Pool},
+    host::{Kernel, PhysicalMemory, Pool, Tables},
     machine::{
         acpi,
         pci::Bus,
@@ -18,8 +18,8 @@ use core::{cell::UnsafeCell, fmt::Arguments};
 use framepool::{
     Builder, PhysAddr,
     vtd::{
-        Dmar, Domain, DomainConfig, DomainId, FirstStage, Format, Iova, Levels, PageSizes, Permissions,
-        SecondStage, SourceId, Stage, TranslationMode, dmar::DeviceScopes,
+        CacheLineFlush, Dmar, Domain, DomainConfig, DomainId, FirstStage, Format, Iova, Levels, PageSizes,
+        Permissions, SecondStage, SourceId, Stage, TranslationMode, dmar::DeviceScopes,
     },
 };
 
@@ -129,7 +129,7 @@ pub fn run(memory: &'static PhysicalMemory, start: &StartInformation) -> bool {
             continue;
         }
         let before = pool.stats().in_use;
-        let mut unit = Unit::bring_up(address, host_width, mode, FlushedFrames(pool));
+        let mut unit = Unit::bring_up(address, host_width, mode, Tables::new(pool, CacheLineFlush));
         for levels in [Levels::Three, Levels::Four, Levels::Five] {
             let units = &[capabilities];
             if let Ok(config) =
@@ -157,7 +157,7 @@ struct Bench<'b, F: Format> {
     pool: &'static Pool,
     unit: &'b mut Unit,
     edu: &'b mut Edu,
-    domain: &'b Domain<F, FlushedFrames>,
+    domain: &'b Domain<F, Tables>,
     id: DomainId,
     /// A page from which the device fetches what it writes elsewhere, and one to which it brings what it has read.
     loader: PoolFrame,
@@ -179,7 +179,7 @@ impl<F: Format> Bench<'_, F> {
     fn run(pool: &'static Pool, unit: &mut Unit, edu: &mut Edu, config: DomainConfig, table: &mut Table) {
         let before = pool.stats().in_use - unit.table_frames();
         let source = edu.source;
-        let domain = Domain::<F, _>::new(config, FlushedFrames(pool)).expect("a domain");
+        let domain = Domain::<F, _>::new(config, Tables::new(pool, CacheLineFlush)).expect("a domain");
         // SAFETY: the domain lives until the device is detached, below.
         unsafe { unit.attach(source, &domain, DomainId::FIRST) }.expect("an entry for the device");
         let frame = || pool.alloc().expect("a frame");

@@ -6,17 +6,14 @@
 //! interrupted may hold it. The pool itself never waits for anybody.
 
 use core::{
-    arch::{
-        asm,
-        x86_64::{_mm_clflush, _mm_mfence},
-    },
+    arch::asm,
     cell::UnsafeCell,
     ptr::NonNull,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
 use framepool::{
     Claim, FramePool, FrameSource, PhysAddr, Platform, SourceError,
-    vtd::{TableFrames, TooFewFrames},
+    vtd::{CacheLineFlush, FlushedFrames},
 };
 use x86_64::{VirtAddr, registers::model_specific::GsBase};
 
@@ -284,47 +281,5 @@ unsafe impl FrameSource for &PhysicalMemory {
 /// The pool of this kernel.
 pub type Pool = FramePool<&'static PhysicalMemory, Kernel>;
 
-/// The pool as an allocator of tables for hardware that does not snoop: what the CPU writes is flushed to memory. On a machine whose
-/// units all snoop, the pool itself is one.
-#[derive(Clone, Copy)]
-pub struct FlushedFrames(pub &'static Pool);
-
-const LINE: usize = 64;
-
-// SAFETY: the pool keeps the contract; flushing lines changes nothing.
-unsafe impl TableFrames for FlushedFrames {
-    fn allocate(&self) -> Option<PhysAddr> {
-        self.0.allocate()
-    }
-
-    fn allocate_all(&self, count: u64, each: &mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames> {
-        self.0.allocate_all(count, each)
-    }
-
-    unsafe fn free(&self, frame: PhysAddr) {
-        // SAFETY: the caller's.
-        unsafe { TableFrames::free(self.0, frame) }
-    }
-
-    fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
-        TableFrames::pointer(self.0, frame)
-    }
-
-    fn leaked(&self, frames: u64) {
-        self.0.leaked(frames);
-    }
-
-    fn can_flush(&self) -> bool {
-        true
-    }
-
-    unsafe fn flush(&self, start: NonNull<u8>, bytes: usize) {
-        let first = start.as_ptr().addr() & !(LINE - 1);
-        for line in (first..start.as_ptr().addr() + bytes).step_by(LINE) {
-            // SAFETY: the caller says that these bytes are part of a frame, which is mapped.
-            unsafe { _mm_clflush(line as *const u8) };
-        }
-        // SAFETY: every processor of this architecture has the instruction.
-        unsafe { _mm_mfence() };
-    }
-}
+/// The pool as an allocator of tables for a unit that does not snoop. On a machine whose units all snoop, the pool itself is one.
+pub type Tables = FlushedFrames<&'static Pool, CacheLineFlush>;

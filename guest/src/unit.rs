@@ -4,7 +4,7 @@
 //! is only who writes what where, and who waits for whom. Sections are those of the VT-d specification.
 
 use crate::{
-    host::FlushedFrames,
+    host::Tables,
     machine::{
         apic::MESSAGE_ADDRESS,
         interrupts::{self, IOMMU_FAULT, Interrupted},
@@ -84,7 +84,7 @@ const QUEUE_BYTES: u64 = 4096;
 const RECORD_VALID: u64 = 1 << 63;
 const RECORD_READ: u64 = 1 << 62;
 /// A frame of the queue, or the word that a wait descriptor writes.
-fn words(frames: FlushedFrames, frame: PhysAddr) -> &'static [AtomicU64] {
+fn words(frames: Tables, frame: PhysAddr) -> &'static [AtomicU64] {
     let start = frames.pointer(frame).cast::<AtomicU64>();
     // SAFETY: the unit took the frame for this, and only ever reaches it as atomics.
     unsafe { core::slice::from_raw_parts(start.as_ptr(), 512) }
@@ -100,10 +100,10 @@ pub struct Fault {
     pub read: bool,
 }
 
-/// The tables by which the unit finds the domain of a device.
-enum Tables {
-    Legacy(LegacyTables<FlushedFrames>),
-    Scalable(ScalableTables<FlushedFrames>),
+/// The tables by which the unit finds its way to the domain of a device.
+enum Way {
+    Legacy(LegacyTables<Tables>),
+    Scalable(ScalableTables<Tables>),
 }
 
 /// One unit.
@@ -111,8 +111,8 @@ pub struct Unit {
     registers: UniqueMmioPointer<'static, Registers>,
     pub capabilities: Capabilities,
     pub mode: TranslationMode,
-    frames: FlushedFrames,
-    tables: Option<Tables>,
+    frames: Tables,
+    way: Option<Way>,
     queue: PhysAddr,
     tail: u64,
     /// Where a wait descriptor writes how many there were.
@@ -140,24 +140,24 @@ impl Unit {
 
     /// Brings the unit at `address` up: queue first, then an empty root table, then what may be cached is forgotten, faults raise
     /// interrupts, and from there on nothing passes that is not mapped.
-    pub fn bring_up(address: PhysAddr, host_width: u8, mode: TranslationMode, frames: FlushedFrames) -> Self {
+    pub fn bring_up(address: PhysAddr, host_width: u8, mode: TranslationMode, frames: Tables) -> Self {
         let capabilities = Self::capabilities_at(address);
         assert!(
             capabilities.queued_invalidation(),
             "a unit that only takes registers refuses them in scalable mode"
         );
-        let (tables, root) = match mode {
+        let (way, root) = match mode {
             TranslationMode::Legacy => {
                 let tables =
                     LegacyTables::new(capabilities, host_width, frames).expect("frames for the unit");
                 let root = tables.root().as_u64();
-                (Tables::Legacy(tables), root)
+                (Way::Legacy(tables), root)
             }
             TranslationMode::Scalable => {
                 let tables =
                     ScalableTables::new(capabilities, host_width, frames).expect("frames for the unit");
                 let root = tables.root().as_u64() | SCALABLE;
-                (Tables::Scalable(tables), root)
+                (Way::Scalable(tables), root)
             }
         };
         let frame = || frames.allocate().expect("a frame for the unit");
@@ -166,7 +166,7 @@ impl Unit {
             capabilities,
             mode,
             frames,
-            tables: Some(tables),
+            way: Some(way),
             queue: frame(),
             tail: 0,
             done: frame(),
@@ -194,9 +194,9 @@ impl Unit {
         // SAFETY: the unit translates nothing any more and has forgotten everything; its queue is off, so it reads and writes
         // neither of the two frames.
         unsafe {
-            match self.tables.take() {
-                Some(Tables::Legacy(tables)) => tables.close().complete(),
-                Some(Tables::Scalable(tables)) => tables.close().complete(),
+            match self.way.take() {
+                Some(Way::Legacy(tables)) => tables.close().complete(),
+                Some(Way::Scalable(tables)) => tables.close().complete(),
                 None => {}
             }
             self.frames.free(self.queue);
@@ -206,9 +206,9 @@ impl Unit {
 
     /// How many frames the tables take that lead to the domains.
     pub fn table_frames(&self) -> u64 {
-        match &self.tables {
-            Some(Tables::Legacy(tables)) => tables.table_frames(),
-            Some(Tables::Scalable(tables)) => tables.table_frames(),
+        match &self.way {
+            Some(Way::Legacy(tables)) => tables.table_frames(),
+            Some(Way::Scalable(tables)) => tables.table_frames(),
             None => 0,
         }
     }
@@ -314,17 +314,17 @@ impl Unit {
     pub unsafe fn attach<F: Format>(
         &mut self,
         source: SourceId,
-        domain: &Domain<F, FlushedFrames>,
+        domain: &Domain<F, Tables>,
         id: DomainId,
     ) -> Result<(), AttachError> {
         let (root, levels) = (domain.root(), domain.levels());
-        let change = match self.tables.as_ref() {
-            Some(Tables::Legacy(tables)) => {
+        let change = match self.way.as_ref() {
+            Some(Way::Legacy(tables)) => {
                 let translation = ContextTranslation::SecondStage { root, levels, device_tlb: false };
                 // SAFETY: the caller's.
                 unsafe { tables.attach(source, ContextEntry::new(translation, id))? }
             }
-            Some(Tables::Scalable(tables)) => {
+            Some(Way::Scalable(tables)) => {
                 let translation = match F::STAGE {
                     Stage::Second => {
                         PasidTranslation::SecondStage(SecondStageRoot { root, levels, accessed_dirty: false })
@@ -350,20 +350,20 @@ impl Unit {
 
     /// Takes a device's translation away: from now on its requests are refused.
     pub fn detach(&mut self, source: SourceId) -> Result<(), AttachError> {
-        let Some(tables) = self.tables.take() else { return Ok(()) };
-        match &tables {
-            Tables::Legacy(tables) => self.let_go(tables.detach(source)?),
+        let Some(way) = self.way.take() else { return Ok(()) };
+        match &way {
+            Way::Legacy(tables) => self.let_go(tables.detach(source)?),
             // SAFETY: one thread attaches and detaches.
-            Tables::Scalable(tables) => unsafe {
+            Way::Scalable(tables) => unsafe {
                 self.let_go(tables.detach(source, Pasid::ZERO)?);
                 self.let_go(tables.detach_device(source)?);
             },
         }
-        self.tables = Some(tables);
+        self.way = Some(way);
         Ok(())
     }
 
-    fn let_go(&mut self, detached: Detached<'_, FlushedFrames>) {
+    fn let_go(&mut self, detached: Detached<'_, Tables>) {
         self.tell(detached.change());
         // SAFETY: the unit has confirmed every step.
         unsafe { detached.complete() };

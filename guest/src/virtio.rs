@@ -4,7 +4,7 @@
 use crate::{
     dma::{build_pool, find_unit},
     edu::wait_for,
-    host::{FlushedFrames, PhysicalMemory, Pool},
+    host::{PhysicalMemory, Pool, Tables},
     machine::{
         pci::Bus,
         place::{Place, Room},
@@ -22,8 +22,8 @@ use framepool::{
     PhysAddr,
     adapters::virtio_drivers::{PoolHal, VirtioHost},
     vtd::{
-        DmaWindow, DomainConfig, DomainId, Invalidation, Iova, Levels, Mapping, Permissions, SecondStage,
-        SecondStageDomain, SourceId, Stage, TranslationMode, WindowConfig, WindowHost,
+        CacheLineFlush, DmaWindow, DomainConfig, DomainId, Invalidation, Iova, Levels, Mapping, Permissions,
+        SecondStage, SecondStageDomain, SourceId, Stage, TranslationMode, WindowConfig, WindowHost,
     },
 };
 use virtio_drivers::{
@@ -39,8 +39,8 @@ use virtio_drivers::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-type Domain = SecondStageDomain<FlushedFrames>;
-type Window = DmaWindow<'static, SecondStage, FlushedFrames, Machine>;
+type Domain = SecondStageDomain<Tables>;
+type Window = DmaWindow<'static, SecondStage, Tables, Machine>;
 type Block = VirtIOBlk<PoolHal<Machine>, Translated>;
 type Net = VirtIONetRaw<PoolHal<Machine>, Translated, QUEUE>;
 
@@ -60,12 +60,12 @@ static FORGOTTEN: AtomicU32 = AtomicU32::new(0);
 struct Machine;
 
 // SAFETY: memory is mapped at its own address; the one unit confirms before `complete` returns.
-unsafe impl WindowHost<FlushedFrames> for Machine {
+unsafe impl WindowHost<Tables> for Machine {
     fn physical(&self, pointer: NonNull<u8>) -> PhysAddr {
         PhysAddr::new(pointer.addr().get() as u64)
     }
 
-    fn forget(&self, invalidation: Invalidation<'_, FlushedFrames>) {
+    fn forget(&self, invalidation: Invalidation<'_, Tables>) {
         FORGOTTEN.fetch_add(1, Relaxed);
         // SAFETY: `begin` put the unit there, and only the one thread uses it, here and in `run`, never in both at a time.
         unsafe { UNIT.get_mut() }.complete(invalidation, Stage::Second, ID);
@@ -75,7 +75,7 @@ unsafe impl WindowHost<FlushedFrames> for Machine {
 // SAFETY: devices' registers are mapped at their own address, where nothing else is.
 unsafe impl VirtioHost for Machine {
     type Format = SecondStage;
-    type Frames = FlushedFrames;
+    type Frames = Tables;
     type Host = Machine;
 
     fn window() -> &'static Window {
@@ -171,7 +171,7 @@ fn begin(
     let units = &[Unit::capabilities_at(address)];
     let mode = TranslationMode::Legacy;
     let config = DomainConfig::from_capabilities::<SecondStage>(Levels::Four, mode, host_width, units);
-    let frames = FlushedFrames(pool);
+    let frames = Tables::new(pool, CacheLineFlush);
     // SAFETY: the one scenario that runs puts each of these there once, and the device is detached before the domain goes.
     unsafe {
         let unit = Unit::bring_up(address, host_width, mode, frames);
