@@ -51,6 +51,8 @@ mod hardware;
 mod invalidation;
 mod map;
 mod mappings;
+#[cfg(feature = "model")]
+mod model_unit;
 mod page_block;
 mod requester;
 mod retired;
@@ -86,6 +88,8 @@ pub use format::{Entry, Format, Permissions, Stage};
 pub use hardware::{CapabilityError, Hardware};
 pub use invalidation::{Invalidation, IovaRange};
 pub use mappings::{Dump, Mapping, Mappings, Translation};
+#[cfg(feature = "model")]
+pub use model_unit::{EntryProblem, Fault, ModelUnit, Violation};
 pub use page_block::{Blocks, PageBlock, Selection};
 pub use requester::{Pasid, SourceId};
 pub use second_stage::SecondStage;

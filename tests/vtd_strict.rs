@@ -1,0 +1,275 @@
+//! The builder against an ordered map of pages and the strict model unit: any sequence of maps, unmaps and accesses, with no more
+//! invalidations than the builder asks for, and no translation that is not what it should be.
+//!
+//! `STRICT_SEQUENCES` says how many sequences to try for each format and level count.
+#![cfg(not(loom))]
+
+mod common;
+
+use common::tables::TestFrames;
+use framepool::{PhysAddr, vtd::*};
+use proptest::prelude::*;
+use std::{collections::BTreeMap, env};
+
+const PAGE: u64 = 4096;
+/// Windows in which everything happens, in pages: at the start, and around the borders of 1 GiB and of 512 GiB.
+const WINDOWS: [u64; 3] = [0, (1 << 18) - 768, (1 << 27) - 576];
+const WINDOW: u64 = 1536;
+/// Targets beyond this are refused. Addresses of this process are within.
+const HOST_WIDTH: u8 = 47;
+const ID: DomainId = DomainId::FIRST;
+
+#[derive(Clone, Debug)]
+struct Operation {
+    unmap: bool,
+    /// Unmapped in two calls, with one invalidation.
+    merged: bool,
+    window: usize,
+    page: u64,
+    pages: u64,
+    aligned: bool,
+    target: u64,
+    permissions: u8,
+    /// Where the device looks before and after, as a page of the window.
+    look: u64,
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let pages = prop_oneof![4 => 1..8u64, 2 => 1..WINDOW, 2 => Just(512), 1 => Just(1024)];
+    let place = (0..WINDOWS.len(), prop_oneof![0..16u64, 500..524u64, 0..WINDOW], pages, any::<bool>());
+    (any::<bool>(), any::<bool>(), place, 0..5u64, 1..4u8, 0..WINDOW).prop_map(
+        |(unmap, merged, (window, page, pages, aligned), target, permissions, look)| Operation {
+            unmap,
+            merged,
+            window,
+            page,
+            pages,
+            aligned,
+            target,
+            permissions,
+            look,
+        },
+    )
+}
+
+/// The properties of units that change what a driver has to do.
+fn hardware() -> impl Strategy<Value = Hardware> {
+    let masks = prop_oneof![Just(None), Just(Some(0)), Just(Some(9)), Just(Some(18)), Just(Some(30))];
+    (any::<bool>(), any::<bool>(), masks).prop_map(|(coherent, caching_mode, page_selective)| Hardware {
+        coherent,
+        caching_mode,
+        page_selective,
+        ..Hardware::default()
+    })
+}
+
+type Model = BTreeMap<u64, (u64, Permissions)>;
+type Unit<'f> = ModelUnit<&'f TestFrames>;
+
+/// Invalidates what the builder asks for, and no more than a unit has to forget for it.
+fn invalidate(
+    unit: &Unit<'_>,
+    config: &DomainConfig,
+    stage: Stage,
+    range: Option<IovaRange>,
+    leaf_only: bool,
+) {
+    let leaf = match config.page_sizes {
+        sizes if sizes.contains(PageSizes::SIZE_1G) => 18,
+        sizes if sizes.contains(PageSizes::SIZE_2M) => 9,
+        _ => 0,
+    };
+    let selection = match range {
+        Some(range) => Selection::of(range, config.hardware.page_selective, leaf, 16),
+        None => Selection::Domain,
+    };
+    let forget = |pages: Option<Pages>| match stage {
+        Stage::First => Descriptor::PasidIotlb { domain: ID, pasid: Pasid::default(), pages },
+        Stage::Second => Descriptor::Iotlb {
+            selection: pages.map_or(IotlbSelection::Domain(ID), |pages| IotlbSelection::Pages(ID, pages)),
+            drain_reads: false,
+            drain_writes: false,
+        },
+    };
+    let mut queue: Vec<_> = match selection {
+        Selection::Domain => vec![forget(None)],
+        Selection::Pages(blocks) => blocks.map(|block| forget(Some(Pages { block, leaf_only }))).collect(),
+    };
+    queue.push(Descriptor::Wait(Wait::default()));
+    unit.submit(&queue);
+}
+
+/// Does what an unmap has left to be done.
+fn complete(unit: &Unit<'_>, config: &DomainConfig, stage: Stage, invalidation: Invalidation<'_, &Unit<'_>>) {
+    if invalidation.is_whole_domain() {
+        invalidate(unit, config, stage, None, false);
+    } else {
+        for range in invalidation.ranges() {
+            invalidate(unit, config, stage, Some(range), invalidation.leaf_only());
+        }
+    }
+    // SAFETY: the only device is the model, which has forgotten what it was told to forget.
+    unsafe { invalidation.complete() };
+}
+
+/// The device accesses `page`, and gets what the ordered map says.
+fn look(unit: &Unit<'_>, model: &Model, page: u64) -> Result<(), TestCaseError> {
+    for (write, needed) in [(false, Permissions::READ), (true, Permissions::WRITE)] {
+        let got = unit.access(ID, Iova::new(page * PAGE + 0x128), write);
+        match model.get(&page) {
+            Some(&(target, permissions)) if permissions.contains(needed) => {
+                prop_assert_eq!(got, Ok(PhysAddr::new(target * PAGE + 0x128)));
+            }
+            Some(_) => prop_assert_eq!(got, Err(Fault::Denied)),
+            None => prop_assert!(matches!(got, Err(Fault::NotPresent { .. })), "{:?}", got),
+        }
+    }
+    Ok(())
+}
+
+fn check<F: Format>(
+    config: DomainConfig,
+    (page_sizes, hardware): (u8, Hardware),
+    operations: &[Operation],
+) -> Result<(), TestCaseError> {
+    let page_sizes = PageSizes::from_bits_truncate(page_sizes);
+    let config = DomainConfig { page_sizes, hardware, host_address_width: HOST_WIDTH, ..config };
+    let frames = TestFrames::default();
+    let unit = ModelUnit::new(&frames, hardware);
+    let domain = Domain::<F, _>::new(config, &unit).unwrap();
+    unit.attach(ID, &domain);
+    let mut model = Model::new();
+    for operation in operations {
+        // 512 GiB is where three levels end.
+        let window = if config.levels == Levels::Three { operation.window % 2 } else { operation.window };
+        let mut first = WINDOWS[window] + operation.page;
+        if operation.aligned {
+            first &= !511;
+        }
+        let range = first..first + operation.pages;
+        let (iova, length) = (Iova::new(first * PAGE), operation.pages * PAGE);
+        let looks = [
+            first.saturating_sub(1),
+            first,
+            first + operation.pages / 2,
+            range.end - 1,
+            range.end,
+            WINDOWS[window] + operation.look,
+        ];
+        for page in looks {
+            look(&unit, &model, page)?;
+        }
+        if operation.unmap {
+            let hole = range.clone().find(|page| !model.contains_key(page));
+            // In two calls only where both succeed.
+            let half = if operation.merged && hole.is_none() { operation.pages / 2 * PAGE } else { 0 };
+            let (start, rest) = (Iova::new(first * PAGE + half), length - half);
+            let before = (half > 0).then(|| domain.unmap(iova, half).unwrap());
+            match domain.unmap(start, rest) {
+                Ok(mut invalidation) => {
+                    prop_assert_eq!(hole, None);
+                    if let Some(before) = before {
+                        invalidation.merge(before).unwrap();
+                    }
+                    model.retain(|page, _| !range.contains(page));
+                    complete(&unit, &config, F::STAGE, invalidation);
+                }
+                Err(error) => prop_assert_eq!(
+                    Some(error),
+                    hole.map(|page| UnmapError::NotMapped { iova: Iova::new(page * PAGE) })
+                ),
+            }
+        } else {
+            let mut target = (operation.target << 18) + if operation.target == 0 { 1 } else { first & 511 };
+            if operation.target == 4 {
+                target += (1 << (HOST_WIDTH - 12)) - (4 << 18);
+            }
+            let permissions = Permissions::from_bits_truncate(operation.permissions);
+            let taken = range.clone().find(|page| model.contains_key(page));
+            let write_only = F::STAGE == Stage::First && permissions == Permissions::WRITE;
+            // SAFETY: the model unit reads no page.
+            match unsafe { domain.map(iova, PhysAddr::new(target * PAGE), length, permissions) } {
+                Ok(()) => {
+                    prop_assert_eq!((taken, write_only, operation.target == 4), (None, false, false));
+                    model.extend(
+                        range.clone().zip(target..).map(|(page, target)| (page, (target, permissions))),
+                    );
+                    if hardware.caching_mode && F::STAGE == Stage::Second {
+                        let range = IovaRange { start: iova, length };
+                        invalidate(&unit, &config, F::STAGE, Some(range), false);
+                    }
+                }
+                Err(MapError::WriteOnly) => prop_assert!(write_only),
+                Err(MapError::TargetBeyondWidth { .. }) => prop_assert_eq!(operation.target, 4),
+                Err(error) => prop_assert_eq!(
+                    Some(error),
+                    taken.map(|page| MapError::AlreadyMapped { iova: Iova::new(page * PAGE) })
+                ),
+            }
+        }
+        // At rest before the device looks again: what it has cached, and what it could walk to.
+        unit.check();
+        prop_assert_eq!(unit.take_violations(), []);
+        for page in looks {
+            look(&unit, &model, page)?;
+        }
+        prop_assert_eq!(unit.take_violations(), []);
+    }
+    unit.detach(ID);
+    invalidate(&unit, &config, F::STAGE, None, false);
+    // SAFETY: the model has forgotten the domain.
+    unsafe { domain.close().complete() };
+    unit.check();
+    prop_assert_eq!(unit.take_violations(), []);
+    prop_assert_eq!((frames.live(), frames.leaked_so_far()), (0, 0));
+    Ok(())
+}
+
+fn sequences() -> ProptestConfig {
+    let cases = env::var("STRICT_SEQUENCES").ok().and_then(|number| number.parse().ok()).unwrap_or(300);
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) }
+}
+
+proptest! {
+    #![proptest_config(sequences())]
+
+    #[test]
+    fn second_stage_of_three_levels_leaves_nothing_stale(
+        unit in (0..4u8, hardware()),
+        operations in prop::collection::vec(operation(), 1..16),
+    ) {
+        check::<SecondStage>(DomainConfig::new(Levels::Three), unit, &operations)?;
+    }
+
+    #[test]
+    fn second_stage_of_four_levels_leaves_nothing_stale(
+        unit in (0..4u8, hardware()),
+        operations in prop::collection::vec(operation(), 1..16),
+    ) {
+        check::<SecondStage>(DomainConfig::new(Levels::Four), unit, &operations)?;
+    }
+
+    #[test]
+    fn second_stage_of_five_levels_leaves_nothing_stale(
+        unit in (0..4u8, hardware()),
+        operations in prop::collection::vec(operation(), 1..16),
+    ) {
+        check::<SecondStage>(DomainConfig::new(Levels::Five), unit, &operations)?;
+    }
+
+    #[test]
+    fn first_stage_of_four_levels_leaves_nothing_stale(
+        unit in (0..4u8, hardware()),
+        operations in prop::collection::vec(operation(), 1..16),
+    ) {
+        check::<FirstStage>(DomainConfig::first_stage(Levels::Four), unit, &operations)?;
+    }
+
+    #[test]
+    fn first_stage_of_five_levels_leaves_nothing_stale(
+        unit in (0..4u8, hardware()),
+        operations in prop::collection::vec(operation(), 1..16),
+    ) {
+        check::<FirstStage>(DomainConfig::first_stage(Levels::Five), unit, &operations)?;
+    }
+}
