@@ -22,8 +22,10 @@ const ID: DomainId = DomainId::FIRST;
 #[derive(Clone, Debug)]
 struct Operation {
     unmap: bool,
-    /// Unmapped in two calls, with one invalidation.
-    merged: bool,
+    /// Unmaps what is mapped from the page on, up to the pages, rather than whatever is there.
+    mapped: bool,
+    /// Unmapped in two calls, the first of them for so many pages, with one invalidation.
+    cut: u64,
     window: usize,
     page: u64,
     pages: u64,
@@ -37,10 +39,13 @@ struct Operation {
 fn operation() -> impl Strategy<Value = Operation> {
     let pages = prop_oneof![4 => 1..8u64, 2 => 1..WINDOW, 2 => Just(512), 1 => Just(1024)];
     let place = (0..WINDOWS.len(), prop_oneof![0..16u64, 500..524u64, 0..WINDOW], pages, any::<bool>());
-    (any::<bool>(), any::<bool>(), place, 0..5u64, 1..4u8, 0..WINDOW).prop_map(
-        |(unmap, merged, (window, page, pages, aligned), target, permissions, look)| Operation {
+    let cut = prop_oneof![2 => Just(0), 1 => 1..16u64, 1 => 0..WINDOW];
+    let unmap = (any::<bool>(), prop::bool::weighted(0.8), cut);
+    (unmap, place, 0..5u64, 1..4u8, 0..WINDOW).prop_map(
+        |((unmap, mapped, cut), (window, page, pages, aligned), target, permissions, look)| Operation {
             unmap,
-            merged,
+            mapped,
+            cut,
             window,
             page,
             pages,
@@ -146,12 +151,18 @@ fn check<F: Format>(
         if operation.aligned {
             first &= !511;
         }
-        let range = first..first + operation.pages;
-        let (iova, length) = (Iova::new(first * PAGE), operation.pages * PAGE);
+        let mut pages = operation.pages;
+        if operation.unmap && operation.mapped {
+            first = model.range(first..).next().map_or(first, |(&page, _)| page);
+            let end = (first..first + pages).find(|page| !model.contains_key(page));
+            pages = end.map_or(pages, |end| end - first).max(1);
+        }
+        let range = first..first + pages;
+        let (iova, length) = (Iova::new(first * PAGE), pages * PAGE);
         let looks = [
             first.saturating_sub(1),
             first,
-            first + operation.pages / 2,
+            first + pages / 2,
             range.end - 1,
             range.end,
             WINDOWS[window] + operation.look,
@@ -162,9 +173,9 @@ fn check<F: Format>(
         if operation.unmap {
             let hole = range.clone().find(|page| !model.contains_key(page));
             // In two calls only where both succeed.
-            let half = if operation.merged && hole.is_none() { operation.pages / 2 * PAGE } else { 0 };
-            let (start, rest) = (Iova::new(first * PAGE + half), length - half);
-            let before = (half > 0).then(|| domain.unmap(iova, half).unwrap());
+            let cut = if hole.is_none() { operation.cut % pages * PAGE } else { 0 };
+            let (start, rest) = (Iova::new(first * PAGE + cut), length - cut);
+            let before = (cut > 0).then(|| domain.unmap(iova, cut).unwrap());
             match domain.unmap(start, rest) {
                 Ok(mut invalidation) => {
                     prop_assert_eq!(hole, None);
@@ -226,8 +237,8 @@ fn check<F: Format>(
 }
 
 fn sequences() -> ProptestConfig {
-    let cases = env::var("STRICT_SEQUENCES").ok().and_then(|number| number.parse().ok()).unwrap_or(300);
-    ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) }
+    let cases = env::var("STRICT_SEQUENCES").ok().and_then(|number| number.parse().ok()).unwrap_or(150);
+    ProptestConfig { failure_persistence: None, max_shrink_iters: 256, ..ProptestConfig::with_cases(cases) }
 }
 
 proptest! {

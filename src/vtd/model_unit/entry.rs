@@ -176,7 +176,7 @@ mod tests {
         // Entry, level, meaning.
         let cases = [
             (0, 1, Ok(Meaning::Absent)),
-            (u64::MAX & !3, 3, Ok(Meaning::Absent)),
+            (!3, 3, Ok(Meaning::Absent)),
             (0x5003, 5, Ok(table(0x5000))),
             (0x5001, 1, Ok(leaf(0x5000, 1))),
             (0x5002, 1, Ok(leaf(0x5000, 2))),
@@ -214,7 +214,7 @@ mod tests {
         let table = Meaning::Table { frame: PhysAddr::new(0x5000), permissions: Permissions::all() };
         let reserved = |bits| Err(EntryProblem::Reserved { bits });
         let cases = [
-            (u64::MAX & !1, 2, Ok(Meaning::Absent)),
+            (!1, 2, Ok(Meaning::Absent)),
             (0x5027, 4, Ok(table)),
             (0x5005, 1, Ok(leaf(0x5000, 1))),
             (0x5067, 1, Ok(leaf(0x5000, 3))),
