@@ -59,7 +59,8 @@ fn operation() -> impl Strategy<Value = Operation> {
 
 /// The properties of units that change what a driver has to do.
 fn hardware() -> impl Strategy<Value = Hardware> {
-    let masks = prop_oneof![Just(None), Just(Some(0)), Just(Some(9)), Just(Some(18)), Just(Some(30))];
+    let masks =
+        prop_oneof![Just(None), Just(Some(0)), Just(Some(8)), Just(Some(9)), Just(Some(18)), Just(Some(30))];
     (any::<bool>(), any::<bool>(), masks).prop_map(|(coherent, caching_mode, page_selective)| Hardware {
         coherent,
         caching_mode,
