@@ -72,48 +72,14 @@ fn hardware() -> impl Strategy<Value = Hardware> {
 type Model = BTreeMap<u64, (u64, Permissions)>;
 type Unit<'f> = ModelUnit<&'f TestFrames>;
 
-/// Invalidates what the builder asks for, and no more than a unit has to forget for it.
-fn invalidate(
-    unit: &Unit<'_>,
-    config: &DomainConfig,
-    stage: Stage,
-    range: Option<IovaRange>,
-    leaf_only: bool,
-) {
-    let leaf = match config.page_sizes {
-        sizes if sizes.contains(PageSizes::SIZE_1G) => 18,
-        sizes if sizes.contains(PageSizes::SIZE_2M) => 9,
-        _ => 0,
+/// Does what a change has left to be done, and no more than the builder asks for.
+fn complete(unit: &Unit<'_>, stage: Stage, invalidation: Invalidation<'_, &Unit<'_>>) {
+    let wait = Some(Wait::default());
+    let queue: Vec<_> = match stage {
+        Stage::First => invalidation.pasid_descriptors(Pasid::default(), wait).collect(),
+        Stage::Second => invalidation.descriptors(wait).collect(),
     };
-    let selection = match range {
-        Some(range) => Selection::of(range, config.hardware.page_selective, leaf, 16),
-        None => Selection::Domain,
-    };
-    let forget = |pages: Option<Pages>| match stage {
-        Stage::First => Descriptor::PasidIotlb { domain: ID, pasid: Pasid::default(), pages },
-        Stage::Second => Descriptor::Iotlb {
-            selection: pages.map_or(IotlbSelection::Domain(ID), |pages| IotlbSelection::Pages(ID, pages)),
-            drain_reads: false,
-            drain_writes: false,
-        },
-    };
-    let mut queue: Vec<_> = match selection {
-        Selection::Domain => vec![forget(None)],
-        Selection::Pages(blocks) => blocks.map(|block| forget(Some(Pages { block, leaf_only }))).collect(),
-    };
-    queue.push(Descriptor::Wait(Wait::default()));
     unit.submit(&queue);
-}
-
-/// Does what an unmap has left to be done.
-fn complete(unit: &Unit<'_>, config: &DomainConfig, stage: Stage, invalidation: Invalidation<'_, &Unit<'_>>) {
-    if invalidation.is_whole_domain() {
-        invalidate(unit, config, stage, None, false);
-    } else {
-        for range in invalidation.ranges() {
-            invalidate(unit, config, stage, Some(range), invalidation.leaf_only());
-        }
-    }
     // SAFETY: the only device is the model, which has forgotten what it was told to forget.
     unsafe { invalidation.complete() };
 }
@@ -139,10 +105,11 @@ fn check<F: Format>(
     operations: &[Operation],
 ) -> Result<(), TestCaseError> {
     let page_sizes = PageSizes::from_bits_truncate(page_sizes);
-    let config = DomainConfig { page_sizes, hardware, host_address_width: HOST_WIDTH, ..config };
+    let config =
+        DomainConfig { page_sizes, hardware, domain_id: Some(ID), host_address_width: HOST_WIDTH, ..config };
     let frames = TestFrames::default();
     let unit = ModelUnit::new(&frames, hardware);
-    let domain = Domain::<F, _>::new(config, &unit).unwrap();
+    let domain = Domain::<CachingMode<F>, _>::new(config, &unit).unwrap();
     unit.attach(ID, &domain);
     let mut model = Model::new();
     for operation in operations {
@@ -184,7 +151,7 @@ fn check<F: Format>(
                         invalidation.merge(before).unwrap();
                     }
                     model.retain(|page, _| !range.contains(page));
-                    complete(&unit, &config, F::STAGE, invalidation);
+                    complete(&unit, F::STAGE, invalidation);
                 }
                 Err(error) => prop_assert_eq!(
                     Some(error),
@@ -201,15 +168,12 @@ fn check<F: Format>(
             let write_only = F::STAGE == Stage::First && permissions == Permissions::WRITE;
             // SAFETY: the model unit reads no page.
             match unsafe { domain.map(iova, PhysAddr::new(target * PAGE), length, permissions) } {
-                Ok(()) => {
+                Ok(told) => {
                     prop_assert_eq!((taken, write_only, operation.target == 4), (None, false, false));
                     model.extend(
                         range.clone().zip(target..).map(|(page, target)| (page, (target, permissions))),
                     );
-                    if hardware.caching_mode && F::STAGE == Stage::Second {
-                        let range = IovaRange { start: iova, length };
-                        invalidate(&unit, &config, F::STAGE, Some(range), false);
-                    }
+                    complete(&unit, F::STAGE, told);
                 }
                 Err(MapError::WriteOnly) => prop_assert!(write_only),
                 Err(MapError::TargetBeyondWidth { .. }) => prop_assert_eq!(operation.target, 4),
@@ -228,7 +192,9 @@ fn check<F: Format>(
         prop_assert_eq!(unit.take_violations(), []);
     }
     unit.detach(ID);
-    invalidate(&unit, &config, F::STAGE, None, false);
+    let all =
+        Descriptor::Iotlb { selection: IotlbSelection::Domain(ID), drain_reads: false, drain_writes: false };
+    unit.submit(&[all, Descriptor::Wait(Wait::default())]);
     // SAFETY: the model has forgotten the domain.
     unsafe { domain.close().complete() };
     unit.check();
