@@ -214,7 +214,7 @@ impl<O: SlotOwnership> Watched<O> {
     }
 
     /// Uses a frame and leaves something in it.
-    pub fn soil(&self, frame: &Frame<'_, Source, Host>) {
+    pub fn soil(&self, frame: &Frame<'_, Source, Host<O>>) {
         self.touch(frame);
         // SAFETY: the frame is ours.
         unsafe { frame.as_ptr().write_bytes(0xAA, FRAME as usize) };
@@ -229,7 +229,7 @@ impl<O: SlotOwnership> Watched<O> {
         })
     }
 
-    pub fn assert_zero(&self, frame: &Frame<'_, Source, Host>) {
+    pub fn assert_zero(&self, frame: &Frame<'_, Source, Host<O>>) {
         // SAFETY: the frame is ours.
         let bytes = unsafe { frame.as_ptr().cast::<[u8; FRAME as usize]>().read() };
         assert!(bytes.iter().all(|&byte| byte == 0), "INV-9: {frame:?}");

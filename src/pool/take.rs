@@ -23,13 +23,7 @@ use crate::{
 impl<S: FrameSource, P: Platform> FramePool<S, P> {
     #[inline(always)]
     pub(crate) fn take(&self, request: Request) -> Result<FrameNumber, AllocError> {
-        if request.is_zeroed() {
-            return match self.clean_cache.pop(&self.platform) {
-                Ok(frame) => Ok(frame),
-                Err(miss) => self.take_zeroed_below(request, miss),
-            };
-        }
-        match self.cache.pop(&self.platform) {
+        match self.cache_of(request.kind()).pop(&self.platform) {
             Ok(frame) => Ok(frame),
             Err(miss) => {
                 let mut frame = FrameNumber::MAX;
@@ -48,13 +42,14 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         miss: SlotMiss,
         frame: &mut FrameNumber,
     ) -> Result<(), AllocError> {
-        *frame = self.take_below(request, miss)?.0;
+        *frame = match request.kind() {
+            Kind::Dirty => self.take_below(request, miss)?.0,
+            Kind::Clean => self.take_zeroed_below(request, miss)?,
+        };
         Ok(())
     }
 
     /// A zeroed frame when this CPU's clean slot has none.
-    #[cold]
-    #[inline(never)]
     fn take_zeroed_below(&self, request: Request, miss: SlotMiss) -> Result<FrameNumber, AllocError> {
         self.count_collision(miss);
         if self.is_closing() {
