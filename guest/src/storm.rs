@@ -153,8 +153,12 @@ fn settle(memory: &'static PhysicalMemory, count: usize, rested: u32) -> bool {
     ledger::demand(memory.audit() == (0, 0), &"INV-1: the source did not get back what it gave");
     say!("{stats}");
     let entered = |context: usize| OWN.iter().map(|own| own[context].entered.load(Relaxed)).sum::<u32>();
-    let allocated =
-        stats.cache_hits + stats.depot_hits + stats.steals + stats.reserve_hits + stats.fallback_taken;
+    let allocated = stats.cache_hits
+        + stats.depot_hits
+        + stats.steals
+        + stats.reserve_hits
+        + stats.reserved
+        + stats.fallback_taken;
     let (violations, first) = ledger::violations();
     if violations > 0 {
         say!("FAIL {violations} violations, the first: {first}");
@@ -256,6 +260,15 @@ fn step(cpu: usize, own: &'static Own) {
         }
         23..=25 => drop(receive()),
         26..=28 => bulk(hand),
+        29 if random & 1 == 0 => {
+            if let Ok(reservation) = pool().reserve(20) {
+                // What is not drawn goes back by itself.
+                (0..3).filter(|_| hand.count() < HELD).for_each(|_| match reservation.draw() {
+                    Some(frame) => hand.keep(frame),
+                    None => ledger::violation(&"INV-8: a reserved frame could not be drawn"),
+                });
+            }
+        }
         29 => {
             if let Ok(frame) = pool().alloc_with(Request::CRITICAL.without_fallback()) {
                 drop(frame);

@@ -93,7 +93,12 @@ fn once(memory: &'static PhysicalMemory, case: &Case, observe: impl FnOnce() -> 
     let before = pool().stats();
     let run = observe();
     let after = pool().stats();
-    rig::audit(memory, case.critical || case.in_handler || run.inner_hit, before.rings as u32);
+    rig::audit(
+        memory,
+        case.critical || case.in_handler || run.inner_hit,
+        before.rings as u32,
+        (case.others)(),
+    );
     (case.check)();
     rig::take_apart(memory);
     (run, (case.reached)(&before, &after))

@@ -2,7 +2,7 @@
 
 use super::{
     bounds::{Operation, measured},
-    rig::{Domain, HANDLER, UNMASKABLE, domain, maintain, pool},
+    rig::{Domain, HANDLER, UNMASKABLE, domain, maintain, pool, reservation},
 };
 use crate::{hand::Hand, host::CpuLocal, ledger};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -65,8 +65,18 @@ fn give() {
     }
 }
 
+/// Draws from the reservation of whoever was interrupted, if it has one.
+fn draw(hand: &Hand) {
+    if let Some(reservation) = reservation()
+        && let Some(frame) = measured(Operation::Draw, || reservation.draw())
+    {
+        hand.keep(frame);
+    }
+}
+
 /// As much in as out, singly and in bulk: the same frames and magazines come back to the same places, in another order.
 fn turn_over() {
+    draw(&HANDLER);
     alloc(&HANDLER, Request::ORDINARY);
     alloc(&HANDLER, Request::ORDINARY);
     free(&HANDLER);
@@ -74,6 +84,9 @@ fn turn_over() {
     let mut frames = [const { None }; 3];
     let _ = measured(Operation::AllocBulk, || pool().alloc_bulk(Request::ORDINARY, &mut frames));
     measured(Operation::FreeBulk, || pool().free_bulk(&mut frames));
+    if let Ok(reservation) = measured(Operation::Reserve, || pool().reserve(3)) {
+        measured(Operation::DropReservation, || drop(reservation));
+    }
     measured(Operation::Stats, || pool().stats());
 }
 
@@ -149,6 +162,7 @@ fn nmi_give() {
 }
 
 fn nmi_turn_over() {
+    draw(&UNMASKABLE);
     alloc(&UNMASKABLE, Request::ORDINARY);
     free(&UNMASKABLE);
 }

@@ -4,13 +4,27 @@ use super::{
     actions::{REMAPPED, unmap},
     bounds::Operation,
     observation::observed,
-    rig::{MAGAZINE, MARKS, ORDINARY, Setup, THREAD, domain, maintain, pool},
+    rig::{
+        MAGAZINE, MARKS, ORDINARY, Setup, THREAD, domain, maintain, pool, put_back, reservation, set_aside,
+    },
 };
-use crate::{hand::PoolFrame, host::CpuLocal, ledger};
-use core::cell::Cell;
+use crate::{
+    hand::PoolFrame,
+    host::{CpuLocal, Pool},
+    ledger,
+    machine::place::{Place, Room},
+};
+use core::{
+    cell::Cell,
+    ptr::NonNull,
+    sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+};
 use framepool::{
     AllocError, FallbackPolicy, PhysAddr, Request, Stats,
-    vtd::{Iova, Permissions},
+    vtd::{
+        Capabilities, ContextEntry, ContextTranslation, DmaWindow, DomainId, Invalidation, Iova, Permissions,
+        SecondStage, SourceId, WindowConfig, WindowHost, context::LegacyTables,
+    },
 };
 
 /// One operation on one way through the pool or the builder.
@@ -24,6 +38,8 @@ pub struct Case {
     pub run: fn(),
     /// Demands what must hold after it, whatever came in between.
     pub check: fn(),
+    /// Frames that are in structures of the case after it.
+    pub others: fn() -> u64,
     /// Whether an undisturbed run took the way that the name says, by the statistics before and after it.
     pub reached: fn(&Stats, &Stats) -> bool,
     /// Whether the operation may take from the reserve.
@@ -39,6 +55,7 @@ const BASE: Case = Case {
     prepare: || {},
     run: || {},
     check: || {},
+    others: || 0,
     reached: |_, _| true,
     critical: false,
     in_handler: false,
@@ -115,6 +132,22 @@ fn free_bulk() {
     ledger::demand(frames.iter().all(Option::is_none), &"a bulk free left something");
 }
 
+fn prepare_reservation(frames: u32) {
+    match pool().reserve(frames) {
+        Ok(reservation) => set_aside(reservation),
+        Err(_) => ledger::violation(&"a case could not be prepared: no reservation"),
+    }
+}
+
+/// The handler draws from the same reservation, so there may be nothing left.
+fn draw() {
+    let Some(reservation) = reservation() else { return ledger::violation(&"no reservation") };
+    match observed(|| reservation.draw()) {
+        Some(frame) => THREAD.keep(frame),
+        None => ledger::demand(reservation.left() == 0, &"INV-8: frames are set aside and cannot be drawn"),
+    }
+}
+
 /// Where the cases map: page 0 of a table that exists when they begin, next to the handler's range.
 const MAPPED: u64 = 1 << 30;
 /// A range without tables, under the same table as the handler's.
@@ -178,6 +211,103 @@ fn check_map(iova: u64, length: u64) {
 /// Demands that nothing is mapped any more.
 fn check_empty() {
     ledger::demand(domain().mappings().count() == 0, &"something is mapped that nobody mapped");
+}
+
+type Window = DmaWindow<'static, SecondStage, &'static Pool, NoUnit>;
+
+/// A machine without a unit: nothing remembers anything.
+struct NoUnit;
+// SAFETY: memory is mapped at its own address, and no hardware walks these tables.
+unsafe impl WindowHost<&'static Pool> for NoUnit {
+    fn physical(&self, pointer: NonNull<u8>) -> PhysAddr {
+        PhysAddr::new(pointer.addr().get() as u64)
+    }
+
+    fn forget(&self, invalidation: Invalidation<'_, &'static Pool>) {
+        // SAFETY: as above.
+        unsafe { invalidation.complete() };
+    }
+}
+
+static WINDOW: Place<Window> = Place::new();
+static ROOM: Room<4096> = Room::new();
+/// A buffer that starts and ends in the middle of a page, with a whole one between them.
+static BUFFER: [AtomicU8; 4 * PAGE as usize] = [const { AtomicU8::new(0) }; 4 * PAGE as usize];
+
+fn buffer() -> NonNull<[u8]> {
+    let start = BUFFER.as_ptr().addr().next_multiple_of(PAGE as usize) + 0x800;
+    NonNull::slice_from_raw_parts(
+        NonNull::new(start as *mut u8).unwrap_or(NonNull::dangling()),
+        2 * PAGE as usize,
+    )
+}
+
+fn prepare_window() {
+    let config = WindowConfig { base: Iova::new(FRESH), slots: 4, slot_pages: 4 };
+    // SAFETY: the last window is gone with its case, and nobody else uses the place and the room.
+    unsafe {
+        match Window::new_in(ROOM.all(), domain(), NoUnit, config) {
+            Ok(window) => drop(WINDOW.put(window)),
+            Err(_) => ledger::violation(&"a case could not be prepared: no window"),
+        }
+    }
+}
+
+/// Where the buffer is shared; 0 if it is not.
+static SHARED: AtomicU64 = AtomicU64::new(0);
+
+fn share() {
+    // SAFETY: `prepare_window` put it there; nobody touches the buffer.
+    let shared = observed(|| unsafe { WINDOW.get().share(buffer(), Permissions::all()) });
+    SHARED.store(shared.map_or(0, Iova::as_u64), Relaxed);
+}
+
+fn withdraw() {
+    let iova = Iova::new(SHARED.swap(0, Relaxed));
+    // SAFETY: as shared.
+    observed(|| unsafe { WINDOW.get().withdraw(iova, buffer(), Permissions::all()) });
+}
+
+type Tables = LegacyTables<&'static Pool>;
+static TABLES: Place<Tables> = Place::new();
+/// A unit that snoops, otherwise the one that is emulated.
+const UNIT: Capabilities = Capabilities::from_registers(0x00d2_008c_222f_0606, 0x00f0_0f4b);
+const DEVICE: SourceId = SourceId::from_bits(0x20);
+
+fn prepare_tables() {
+    match Tables::new(UNIT, 39, pool()) {
+        // SAFETY: the last tables were taken out with their case.
+        Ok(tables) => drop(unsafe { TABLES.put(tables) }),
+        Err(_) => ledger::violation(&"a case could not be prepared: no tables"),
+    }
+}
+
+fn attach_device() -> bool {
+    let root = ContextTranslation::SecondStage {
+        root: domain().root(),
+        levels: domain().levels(),
+        device_tlb: false,
+    };
+    // SAFETY: no unit reads these tables.
+    unsafe { TABLES.get().attach(DEVICE, ContextEntry::new(root, DomainId::FIRST)).is_ok() }
+}
+
+fn table_frames() -> u64 {
+    // SAFETY: `prepare_tables` put them there.
+    unsafe { TABLES.get() }.table_frames()
+}
+
+/// Demands that the device has an entry or none, and takes the tables apart.
+fn close_tables(attached: bool) {
+    // SAFETY: nobody else uses the tables, which no unit reads.
+    unsafe {
+        let entry = TABLES.get().entry(DEVICE);
+        ledger::demand(
+            matches!(entry, Ok(entry) if entry.is_some() == attached),
+            &"an entry is there in part",
+        );
+        TABLES.take().close().complete();
+    }
 }
 
 pub const CASES: &[Case] = &[
@@ -340,6 +470,71 @@ pub const CASES: &[Case] = &[
         prepare: || take(BULK),
         run: free_bulk,
         reached: |before, after| after.in_use == before.in_use - BULK as u64,
+        ..BASE
+    },
+    Case {
+        name: "reserve: from slot and depot",
+        operation: Operation::Reserve,
+        prepare: || take(1),
+        run: || {
+            if let Ok(reservation) = observed(|| pool().reserve(BULK as u32)) {
+                set_aside(reservation);
+            }
+        },
+        reached: |before, after| {
+            after.in_use == before.in_use + BULK as u64 && after.reserved > before.reserved
+        },
+        ..BASE
+    },
+    Case {
+        name: "reserve: too few, nothing stays out",
+        operation: Operation::Reserve,
+        setup: NO_FALLBACK,
+        prepare: || take(DEPOT - 3),
+        run: || {
+            if let Ok(reservation) = observed(|| pool().reserve(BULK as u32)) {
+                set_aside(reservation);
+            }
+        },
+        reached: |before, after| after.in_use == before.in_use,
+        ..BASE
+    },
+    Case {
+        name: "draw: a frame that is set aside alone",
+        operation: Operation::Draw,
+        prepare: || prepare_reservation(1),
+        run: draw,
+        reached: |before, after| after.in_use == before.in_use,
+        ..BASE
+    },
+    Case {
+        name: "draw: from a magazine that is set aside",
+        operation: Operation::Draw,
+        prepare: || prepare_reservation(BULK as u32 + 1),
+        run: draw,
+        reached: |before, after| after.in_use == before.in_use,
+        ..BASE
+    },
+    Case {
+        name: "drop a reservation: all of it comes back",
+        operation: Operation::DropReservation,
+        prepare: || prepare_reservation(BULK as u32),
+        run: || {
+            let reservation = put_back();
+            observed(|| drop(reservation));
+        },
+        reached: |before, after| after.in_use == before.in_use - BULK as u64,
+        ..BASE
+    },
+    Case {
+        name: "draw in a handler: from a magazine that is set aside",
+        operation: Operation::Draw,
+        prepare: || {
+            prepare_reservation(BULK as u32 + 1);
+            take(1);
+        },
+        run: draw,
+        in_handler: true,
         ..BASE
     },
     Case {
@@ -589,6 +784,64 @@ pub const CASES: &[Case] = &[
             unmap(domain(), MAPPED, PAGE);
             check_empty();
         },
+        ..BASE
+    },
+    Case {
+        name: "share: a buffer over three pages, two of them in part",
+        operation: Operation::Share,
+        prepare: prepare_window,
+        run: share,
+        others: || if SHARED.load(Relaxed) == 0 { 0 } else { 2 },
+        check: || {
+            if SHARED.load(Relaxed) != 0 {
+                withdraw();
+            }
+            check_empty();
+        },
+        // Two tables and two bounce frames.
+        reached: |before, after| after.in_use == before.in_use + 4,
+        ..BASE
+    },
+    Case {
+        name: "withdraw: what the device wrote comes back",
+        operation: Operation::Withdraw,
+        prepare: || {
+            prepare_window();
+            share();
+            ledger::demand(SHARED.load(Relaxed) != 0, &"a case could not be prepared: nothing shared");
+        },
+        run: withdraw,
+        check: check_empty,
+        reached: |before, after| after.in_use == before.in_use - 2,
+        ..BASE
+    },
+    Case {
+        name: "attach: the first device of its bus",
+        operation: Operation::Attach,
+        prepare: prepare_tables,
+        run: || DONE.0.set(observed(attach_device)),
+        check: || close_tables(DONE.0.get()),
+        others: table_frames,
+        reached: |before, after| after.in_use == before.in_use + 1,
+        ..BASE
+    },
+    Case {
+        name: "detach",
+        operation: Operation::Detach,
+        prepare: || {
+            prepare_tables();
+            ledger::demand(attach_device(), &"a case could not be prepared: no device");
+        },
+        run: || {
+            // SAFETY: `prepare_tables` put them there.
+            match observed(|| unsafe { TABLES.get() }.detach(DEVICE)) {
+                // SAFETY: no unit reads these tables.
+                Ok(detached) => unsafe { detached.complete() },
+                Err(_) => ledger::violation(&"what was attached could not be detached"),
+            }
+        },
+        check: || close_tables(false),
+        others: table_frames,
         ..BASE
     },
 ];

@@ -6,9 +6,9 @@ use crate::{
     ledger,
     machine::place::{Place, Room},
 };
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use framepool::{
-    Builder, FallbackPolicy, Outcome, Request, Watermarks,
+    Builder, FallbackPolicy, Outcome, Request, Reservation, Watermarks,
     vtd::{DomainConfig, Levels, PageSizes, SecondStageDomain},
 };
 
@@ -44,6 +44,12 @@ static POOL: Place<Pool> = Place::new();
 static DOMAIN: Place<Domain> = Place::new();
 static BOOKKEEPING: Room<{ 64 << 10 }> = Room::new();
 
+/// A reservation of the thread, from which handlers draw too, while there is one.
+static RESERVATION: Place<PoolReservation> = Place::new();
+static RESERVED: AtomicBool = AtomicBool::new(false);
+
+pub type PoolReservation = Reservation<'static, &'static PhysicalMemory, Kernel>;
+
 /// Passes of `maintain`, and whether the last one brought the stock to where it should be.
 static PASSES: AtomicU32 = AtomicU32::new(0);
 static SATISFIED: AtomicU32 = AtomicU32::new(0);
@@ -52,6 +58,25 @@ static SATISFIED: AtomicU32 = AtomicU32::new(0);
 pub fn pool() -> &'static Pool {
     // SAFETY: the callers run between `build`, which writes it, and `take_apart`.
     unsafe { POOL.get() }
+}
+
+/// Lets every context draw from `reservation`.
+pub fn set_aside(reservation: PoolReservation) {
+    // SAFETY: `put_back` took the last one out.
+    unsafe { RESERVATION.put(reservation) };
+    RESERVED.store(true, Relaxed);
+}
+
+/// The reservation, if there is one.
+pub fn reservation() -> Option<&'static PoolReservation> {
+    // SAFETY: it is there between `set_aside` and `put_back`, which the thread calls while no handler can be inside.
+    RESERVED.load(Relaxed).then(|| unsafe { RESERVATION.get() })
+}
+
+/// Takes the reservation back, if there is one: from here on no handler finds it.
+pub fn put_back() -> Option<PoolReservation> {
+    // SAFETY: as for `reservation`; it is taken once.
+    RESERVED.swap(false, Relaxed).then(|| unsafe { RESERVATION.take() })
 }
 
 /// The domain, between `build` and `take_apart`.
@@ -90,15 +115,16 @@ pub fn maintain() {
 }
 
 /// Demands what must hold when no operation is in progress. `critical`: whether somebody may have taken from the reserve; `rings`
-/// before the operation.
-pub fn audit(memory: &PhysicalMemory, critical: bool, rings: u32) {
+/// before the operation; `others`: frames in structures of the case.
+pub fn audit(memory: &PhysicalMemory, critical: bool, rings: u32, others: u64) {
     // Tables that were taken out while the interrupted call was walking have waited for its end.
     ledger::demand(domain().maintain() == 0, &"INV-10: a table frame waits for a call that is over");
     let stats = pool().stats();
-    let held = THREAD.count() + HANDLER.count() + UNMASKABLE.count();
+    let set_aside = reservation().map_or(0, |reservation| reservation.left() as usize);
+    let held = THREAD.count() + HANDLER.count() + UNMASKABLE.count() + set_aside;
     let tables = domain().table_frames();
     ledger::demand(
-        stats.in_use == held as u64 + tables,
+        stats.in_use == held as u64 + tables + others,
         &"INV-4: the frames in use are not those that are held",
     );
     ledger::demand(
@@ -120,6 +146,7 @@ pub fn audit(memory: &PhysicalMemory, critical: bool, rings: u32) {
 
 /// Gives everything back to where it came from and demands that all of it arrives.
 pub fn take_apart(memory: &'static PhysicalMemory) {
+    drop(put_back());
     THREAD.give_all(pool());
     HANDLER.give_all(pool());
     UNMASKABLE.give_all(pool());
