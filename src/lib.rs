@@ -52,8 +52,9 @@ pub use platform::linux::LinuxPlatform;
 #[cfg(feature = "std")]
 pub use pool::WorkedPool;
 pub use pool::{
-    AllocError, BuildError, Builder, Class, CloseError, CpuBusy, FallbackPolicy, FramePool, Maintenance,
-    Outcome, Request, Reservation, ReserveError, Stats, Watermarks,
+    AllocError, AllocFuture, BuildError, Builder, Class, CloseError, CpuBusy, FallbackPolicy, FramePool,
+    Maintenance, Outcome, Quota, QuotaError, QuotaFrame, Request, Reservation, ReserveError, ReserveFuture,
+    Stats, Watermarks, WhenFree,
 };
 #[cfg(any(feature = "std", loom))]
 pub use raw::doorbell::Doorbell;

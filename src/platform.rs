@@ -42,6 +42,8 @@ pub trait Platform: Sync {
 
     /// Gets [`maintain`](crate::FramePool::maintain) called soon, by a context that may sleep. The doorbell: the only
     /// thing that the pool ever does towards a sleeper, from any context in which the pool is called, at most once for
-    /// each crossing of a watermark until the pool has been maintained. Must not sleep, lock or panic.
+    /// each crossing of a watermark until the pool has been maintained, and at most once for callers that wait until they
+    /// have been served. What was done before the ring must be visible to the pass that answers it. Must not sleep, lock
+    /// or panic.
     fn ring(&self);
 }

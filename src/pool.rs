@@ -8,12 +8,14 @@ use crate::{
     platform::Platform,
     raw::{
         arena::Memory,
+        cells::Cells,
         contents::Contents,
         level::Ring,
         magazine::{FrameNumber, Kind},
         overflow::Overflow,
         slot::SlotMiss,
         turn::Turn,
+        wanted::Wanted,
     },
     source::FrameSource,
     sync::{
@@ -22,8 +24,11 @@ use crate::{
     },
 };
 use core::{fmt, mem::ManuallyDrop, ptr::NonNull};
+use crossbeam_utils::CachePadded;
 
 mod assemble;
+#[cfg(feature = "std")]
+mod blocking;
 mod bulk;
 mod cache;
 mod clean;
@@ -33,6 +38,7 @@ mod depot;
 mod door;
 mod fallback;
 mod give;
+mod quota;
 mod refill;
 mod request;
 mod reservation;
@@ -41,17 +47,21 @@ mod shrink;
 mod standstill;
 mod stats;
 mod take;
+mod wait;
+mod waiters;
 #[cfg(feature = "std")]
 mod worker;
 
 pub use close::CloseError;
 pub use config::{BuildError, Builder, Watermarks};
 pub use fallback::FallbackPolicy;
+pub use quota::{Quota, QuotaError, QuotaFrame};
 pub use refill::{Maintenance, Outcome};
 pub use request::{AllocError, Class, Request};
 pub use reservation::{Reservation, ReserveError};
 pub use shrink::CpuBusy;
 pub use stats::Stats;
+pub use wait::{AllocFuture, ReserveFuture, WhenFree};
 #[cfg(feature = "std")]
 pub use worker::WorkedPool;
 
@@ -60,8 +70,10 @@ pub(crate) use config::FRAME_SIZE;
 use depot::Depot;
 use door::Door;
 use fallback::Fallback;
+use quota::Guarantees;
 use refill::Policy;
 use reserve::Reserve;
+use waiters::Waiters;
 
 /// A pool of frames over a [`FrameSource`], on a [`Platform`].
 ///
@@ -83,7 +95,13 @@ pub struct FramePool<S: FrameSource, P: Platform> {
     cache: Cache,
     /// The caches of frames known to be zero, over the same magazines.
     clean_cache: Cache,
+    /// What every free reads, in a line of its own.
+    wanted: CachePadded<Wanted>,
+    /// The cells of the reserve and of all quotas.
+    cells: Cells,
     reserve: Reserve,
+    guarantees: Guarantees,
+    waiters: Waiters,
     depot: Depot,
     overflow: Overflow,
     door: Door,
@@ -228,6 +246,11 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     #[cfg(feature = "vtd")]
     pub(crate) fn count_leaked_table_frames(&self, frames: u64) {
         self.counters.table_frames_leaked.add(frames);
+    }
+
+    /// How many frames ordinary callers can ever have together.
+    fn most_for_ordinary(&self) -> u32 {
+        self.door.capacity().saturating_sub(self.reserve.target())
     }
 
     /// The caches of one kind.

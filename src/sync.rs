@@ -286,3 +286,20 @@ pub(crate) mod futex {
         KERNEL.1.notify_all();
     }
 }
+
+/// The mutex of those who may sleep: parking_lot's, or loom's.
+#[cfg(any(feature = "std", loom))]
+pub(crate) mod mutex {
+    #[cfg(loom)]
+    pub(crate) use loom::sync::{Mutex, MutexGuard};
+    #[cfg(not(loom))]
+    pub(crate) use parking_lot::{Mutex, MutexGuard};
+
+    /// Waits for the mutex.
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        #[cfg(not(loom))]
+        return mutex.lock();
+        #[cfg(loom)]
+        mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}

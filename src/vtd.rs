@@ -27,7 +27,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use crate::{AllocError, FramePool, FrameSource, PhysAddr, Platform};
+use crate::raw::magazine::Kind;
+use crate::{AllocError, FramePool, FrameSource, PhysAddr, Platform, Quota};
 use core::ptr::NonNull;
 
 mod bits;
@@ -263,5 +264,38 @@ unsafe impl<S: FrameSource, P: Platform> TableFrames for FramePool<S, P> {
 
     fn leaked(&self, frames: u64) {
         self.count_leaked_table_frames(frames);
+    }
+}
+
+#[allow(unsafe_code, reason = "passes the contract on")]
+// SAFETY: as for the pool, from which the frames come and to which they go back, through the account's cells or not.
+unsafe impl<S: FrameSource, P: Platform> TableFrames for Quota<'_, S, P> {
+    fn allocate(&self) -> Option<PhysAddr> {
+        let mut one = None;
+        self.allocate_all(1, &mut |frame| one = Some(frame)).ok()?;
+        one
+    }
+
+    fn allocate_all(&self, count: u64, each: &mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames> {
+        match self.take_table_frames(count, each) {
+            Err((AllocError::TooManyReservations, _)) => allocate_one_by_one(self, count, each),
+            outcome => outcome.map_err(|(_, missing)| TooFewFrames { missing }),
+        }
+    }
+
+    unsafe fn free(&self, frame: PhysAddr) {
+        self.give_address(Kind::Dirty, frame);
+    }
+
+    unsafe fn free_zeroed(&self, frame: PhysAddr) {
+        self.give_address(Kind::Clean, frame);
+    }
+
+    fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
+        self.pool().source().pointer(frame)
+    }
+
+    fn leaked(&self, frames: u64) {
+        self.pool().count_leaked_table_frames(frames);
     }
 }

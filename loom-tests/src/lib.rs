@@ -8,15 +8,22 @@
 pub mod tables;
 
 use framepool::{
-    Builder, Claim, FallbackPolicy, Frame, FramePool, FrameSource, PhysAddr, Platform, SlotOwnership,
-    SourceError, Watermarks, internals::sequence,
+    Builder, Claim, Doorbell, FallbackPolicy, Frame, FramePool, FrameSource, PhysAddr, Platform,
+    SlotOwnership, SourceError, Watermarks, internals::sequence,
 };
 use loom::{
     cell::UnsafeCell,
     sync::{Arc, atomic::AtomicUsize, atomic::Ordering},
     thread::JoinHandle,
 };
-use std::{cell::Cell, ptr::NonNull, sync::Mutex};
+use std::{
+    cell::Cell,
+    future::Future,
+    pin::pin,
+    ptr::NonNull,
+    sync::Mutex,
+    task::{Context, Poll, Wake, Waker},
+};
 
 const FRAME: u64 = 4096;
 
@@ -49,16 +56,21 @@ pub fn on_cpu<T: 'static>(cpu: usize, body: impl FnOnce() -> T + 'static) -> Joi
     })
 }
 
-/// A host that counts its rings, with one of the ways to own a slot.
+/// A host that counts its rings, with one of the ways to own a slot. It may have a bell that somebody answers.
 #[derive(Debug, Default)]
 pub struct Host<O = Claim> {
     ownership: O,
     rings: Mutex<usize>,
+    bell: Option<Doorbell>,
 }
 
 impl<O> Host<O> {
     pub fn new(ownership: O) -> Self {
-        Self { ownership, rings: Mutex::new(0) }
+        Self { ownership, rings: Mutex::new(0), bell: None }
+    }
+
+    pub fn with_bell(ownership: O) -> Self {
+        Self { bell: Some(Doorbell::new()), ..Self::new(ownership) }
     }
 
     pub fn rings(&self) -> usize {
@@ -76,6 +88,9 @@ impl<O: SlotOwnership> Platform for Host<O> {
     }
     fn ring(&self) {
         *self.rings.lock().unwrap() += 1;
+        if let Some(bell) = &self.bell {
+            bell.ring();
+        }
     }
 }
 
@@ -184,15 +199,27 @@ pub fn pool_on<O: SlotOwnership>(
 ) -> Arc<Watched<O>> {
     let watermarks = Watermarks { min, low: min, high: frames, max: frames };
     let builder = Builder::new(frames).watermarks(watermarks).cpus(cpus).magazine_size(magazine);
-    watched_on(ownership, builder.fallback(FallbackPolicy::Never), frames)
+    watched_on(Host::new(ownership), builder.fallback(FallbackPolicy::Never), frames)
 }
 
 pub fn watched(builder: Builder, frames: u32) -> Arc<Watched> {
-    watched_on(Claim, builder, frames)
+    watched_on(Host::new(Claim), builder, frames)
 }
 
-fn watched_on<O: SlotOwnership>(ownership: O, builder: Builder, frames: u32) -> Arc<Watched<O>> {
-    let pool = builder.build(Source::new(frames as usize), Host::new(ownership)).unwrap();
+/// As [`pool`], on a host whose bell is heard by [`Watched::wait_for`].
+pub fn pool_with_bell<O: SlotOwnership>(
+    ownership: O,
+    cpus: usize,
+    magazine: u32,
+    frames: u32,
+) -> Arc<Watched<O>> {
+    let watermarks = Watermarks { min: 0, low: 0, high: frames, max: frames };
+    let builder = Builder::new(frames).watermarks(watermarks).cpus(cpus).magazine_size(magazine);
+    watched_on(Host::with_bell(ownership), builder.fallback(FallbackPolicy::Never), frames)
+}
+
+fn watched_on<O: SlotOwnership>(host: Host<O>, builder: Builder, frames: u32) -> Arc<Watched<O>> {
+    let pool = builder.build(Source::new(frames as usize), host).unwrap();
     Arc::new(Watched { pool, contents: (0..frames).map(|_| UnsafeCell::new(0)).collect() })
 }
 
@@ -208,7 +235,12 @@ pub unsafe fn forever(watched: &Arc<Watched>) -> &'static Watched {
 impl<O: SlotOwnership> Watched<O> {
     /// Uses a frame as its owner would: reads and writes all of it.
     pub fn touch(&self, frame: &Frame<'_, Source, Host<O>>) {
-        let number = (frame.phys_addr().as_u64() / FRAME) as usize;
+        self.touch_at(frame.phys_addr());
+    }
+
+    /// As `touch`, for a frame by its address.
+    pub fn touch_at(&self, frame: PhysAddr) {
+        let number = (frame.as_u64() / FRAME) as usize;
         // SAFETY: the frame is ours; loom reports it if somebody else thinks the same.
         self.contents[number].with_mut(|content| unsafe { *content += 1 });
     }
@@ -235,6 +267,30 @@ impl<O: SlotOwnership> Watched<O> {
         assert!(bytes.iter().all(|&byte| byte == 0), "INV-9: {frame:?}");
     }
 
+    /// Polls `future` whenever it is woken, and answers the bell in between, as executor and worker in one. Nothing is looked at
+    /// without a ring or a wake-up, so that one which is lost leaves this thread asleep for ever, which loom reports.
+    pub fn wait_for<T>(&self, future: impl Future<Output = T>) -> T {
+        let alarm = std::sync::Arc::new(Alarm::default());
+        let waker = Waker::from(std::sync::Arc::clone(&alarm));
+        let mut future = pin!(future);
+        loop {
+            if let Poll::Ready(outcome) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                return outcome;
+            }
+            while !alarm.is_woken() {
+                let mut look_again = false;
+                if let Some(bell) = &self.pool.platform().bell {
+                    bell.wait(None);
+                    look_again = self.pool.serve_waiters();
+                }
+                while look_again {
+                    loom::thread::yield_now();
+                    look_again = self.pool.serve_waiters();
+                }
+            }
+        }
+    }
+
     /// Takes a frame, uses it, and gives it back; whether there was one.
     pub fn take_and_give(&self) -> bool {
         self.pool.alloc().is_ok_and(|frame| {
@@ -247,7 +303,7 @@ impl<O: SlotOwnership> Watched<O> {
     pub fn assert_complete(&self, frames: usize) {
         let stats = self.pool.stats();
         assert_eq!(stats.owned, stats.in_use + stats.cached + stats.stock + stats.overflow, "INV-4: {stats}");
-        assert_eq!(stats.in_use, 0, "INV-1: {stats}");
+        assert_eq!((stats.in_use, stats.promised, stats.waiters), (0, 0, 0), "INV-1: {stats}");
         let taken: Vec<_> = core::iter::from_fn(|| self.pool.alloc_with(framepool::Request::CRITICAL).ok())
             .take(frames + 1)
             .collect();
@@ -259,6 +315,23 @@ impl<O: SlotOwnership> Watched<O> {
             (0, 0),
             "INV-4: nothing is counted that is not there\n{stats}"
         );
+    }
+}
+
+/// A waker, invisible to the model: who waits is told by the bell.
+#[derive(Debug, Default)]
+pub struct Alarm(std::sync::atomic::AtomicBool);
+
+impl Alarm {
+    /// Whether it was woken since this was last asked.
+    pub fn is_woken(&self) -> bool {
+        self.0.swap(false, std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+impl Wake for Alarm {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.store(true, std::sync::atomic::Ordering::SeqCst);
     }
 }
 

@@ -2,22 +2,26 @@
 
 use super::{
     BuildError, Builder, Counters, FramePool, cache::Cache, config::Extents, config::SLOT_MAGAZINES,
-    depot::Depot, door::Door, fallback::Fallback, refill::Policy, reserve::Reserve,
+    depot::Depot, door::Door, fallback::Fallback, quota::Guarantees, refill::Policy, reserve::Reserve,
+    waiters::Waiters,
 };
 use crate::{
     platform::Platform,
     raw::{
         arena::{Arena, Memory},
+        cells::Cells,
         level::FillLevel,
         magazine::{Kind, Magazine, Magazines, Shape},
         overflow::Overflow,
         registry::Registry,
         slot::{Slot, SlotState, Slots},
+        stack::TaggedStack,
         turn::Turn,
+        wanted::Wanted,
     },
     source::FrameSource,
     sync::{
-        atomic::{AtomicBool, AtomicU32},
+        atomic::{AtomicBool, AtomicU32, AtomicU64},
         cell::UnsafeCell,
     },
 };
@@ -109,8 +113,8 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let entries = arena.carve(extents.entries(), |_| UnsafeCell::new(0)).ok_or(too_small)?;
         let links = arena.carve(extents.magazines, word).ok_or(too_small)?;
         let lengths = arena.carve(extents.magazines, word).ok_or(too_small)?;
-        let reserve_links = arena.carve(extents.reserve as usize, word).ok_or(too_small)?;
-        let reserve_cells = arena.carve(extents.reserve as usize, word).ok_or(too_small)?;
+        let cell_links = arena.carve(extents.cells(), word).ok_or(too_small)?;
+        let cell_contents = arena.carve(extents.cells(), |_| AtomicU64::new(0)).ok_or(too_small)?;
         let positions = arena.carve(extents.positions(), |_| Registry::vacant()).ok_or(too_small)?;
 
         let watermarks = builder.watermarks;
@@ -121,11 +125,16 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         for index in SLOT_MAGAZINES * extents.cpus..extents.magazines {
             depot.put(Kind::Dirty, new_magazine(index as u32));
         }
+        let cells = Cells::new(TaggedStack::new(cell_links), cell_contents);
         let door = Door::new(Registry::new(positions), base, builder.frame_size, extents.capacity);
         let pool = Self {
             clean_cache: Cache::new(Slots::new(clean_slots, magazines.share())),
             cache: Cache::new(Slots::new(dirty_slots, magazines)),
-            reserve: Reserve::new(&reserve_links, reserve_cells),
+            wanted: CachePadded::new(Wanted::new(extents.reserve)),
+            reserve: Reserve::new(&cells, extents.reserve),
+            cells,
+            guarantees: Guarantees::new(extents.guarantees),
+            waiters: Waiters::new(),
             depot,
             overflow: Overflow::new(),
             door,

@@ -122,8 +122,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
 
     /// Gives back frames, as many at a time as this CPU's cache has room for.
     pub(super) fn give_many(&self, kind: Kind, frames: &[FrameNumber]) {
-        let cache = self.cache_of(kind);
-        let put = if self.reserve.missing() == 0 { cache.push_many(&self.platform, frames) } else { 0 };
+        let put = self.cache_of(kind).push_many(&self.platform, frames, &self.wanted);
         for &frame in frames.iter().skip(put) {
             self.give(kind, frame);
         }

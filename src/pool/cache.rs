@@ -8,6 +8,7 @@ use crate::{
     raw::{
         magazine::{FrameNumber, Magazine, Magazines},
         slot::{Loading, SlotMiss, SlotOwnership, SlotState, Slots},
+        wanted::Wanted,
     },
     sync::atomic::Ordering,
 };
@@ -33,10 +34,15 @@ impl Cache {
         platform.ownership().pop(&self.slots, || platform.current_cpu())
     }
 
-    /// Puts a frame into this CPU's slot.
+    /// Puts a frame into this CPU's slot, unless it is wanted elsewhere.
     #[inline(always)]
-    pub(crate) fn push(&self, platform: &impl Platform, frame: FrameNumber) -> Result<(), SlotMiss> {
-        platform.ownership().push(&self.slots, || platform.current_cpu(), frame)
+    pub(crate) fn push(
+        &self,
+        platform: &impl Platform,
+        frame: FrameNumber,
+        wanted: &Wanted,
+    ) -> Result<(), SlotMiss> {
+        platform.ownership().push(&self.slots, || platform.current_cpu(), frame, wanted)
     }
 
     /// Takes as many frames from this CPU's slot as are there, into the front of `frames`.
@@ -44,9 +50,14 @@ impl Cache {
         platform.ownership().pop_many(&self.slots, || platform.current_cpu(), frames)
     }
 
-    /// Puts as many of `frames` into this CPU's slot as there is room for, from the front on.
-    pub(crate) fn push_many(&self, platform: &impl Platform, frames: &[FrameNumber]) -> usize {
-        platform.ownership().push_many(&self.slots, || platform.current_cpu(), frames)
+    /// Puts as many of `frames` into this CPU's slot as there is room for, from the front on; none if they are wanted elsewhere.
+    pub(crate) fn push_many(
+        &self,
+        platform: &impl Platform,
+        frames: &[FrameNumber],
+        wanted: &Wanted,
+    ) -> usize {
+        platform.ownership().push_many(&self.slots, || platform.current_cpu(), frames, wanted)
     }
 
     /// Loads a magazine with frames into this CPU's slot; the empty one comes out, or the same if it does not fit.
@@ -96,7 +107,7 @@ impl Cache {
         &self,
         platform: &impl Platform,
         cpu: usize,
-        unloaded: impl Fn(Magazine) -> Magazine,
+        mut unloaded: impl FnMut(Magazine) -> Magazine,
     ) {
         if let Some((loaded, previous)) = platform.ownership().unload(&self.slots, cpu) {
             let (loaded, previous) = (unloaded(loaded.0), unloaded(previous.0));

@@ -153,6 +153,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let mut chunk: [FrameNumber; CHUNK] = [0; CHUNK];
         let most = (IN_HAND / self.frame_size()).clamp(1, CHUNK).min(wanted as usize);
         let length = self.take_uncounted(Kind::Dirty, chunk.get_mut(..most).unwrap_or_default());
+        self.announce();
         let frames = chunk.get(..length).unwrap_or_default();
         let mut addresses = [PhysAddr::new(0); CHUNK];
         for (address, &frame) in addresses.iter_mut().zip(frames) {

@@ -96,9 +96,10 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
 
     fn empty_out_alone(&self) -> Result<(), u32> {
         let mut standstill = Standstill::begin(self);
+        self.refuse_waiters();
         let cached = standstill.shut_all().ok_or(0u32)?;
         self.recover_overflow();
-        let reserve = self.reserve.target().saturating_sub(self.reserve.missing());
+        let reserve = self.reserve.target().saturating_sub(self.wanted.missing());
         let inside = cached.saturating_add(self.depot.level().fill().frames).saturating_add(reserve);
         match self.door.owned().saturating_sub(inside) {
             0 => {}
@@ -106,7 +107,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
         standstill.drain_all();
         self.send_back_stock(u32::MAX);
-        while let Some(frame) = self.reserve.take() {
+        while let Some((frame, _)) = self.reserve.take(&self.cells, &self.wanted) {
             self.send_back(&[frame]);
         }
         match self.door.owned() {

@@ -9,7 +9,10 @@ use crate::{
         registry::Registry,
         slot::Slot,
     },
-    sync::{atomic::AtomicU32, cell::UnsafeCell},
+    sync::{
+        atomic::{AtomicU32, AtomicU64},
+        cell::UnsafeCell,
+    },
 };
 use core::{alloc::Layout, error::Error, fmt};
 use crossbeam_utils::CachePadded;
@@ -90,6 +93,7 @@ pub struct Builder {
     pub(crate) frame_size: u32,
     pub(crate) initial: Option<u32>,
     pub(crate) reservations: Option<u32>,
+    pub(crate) guarantees: u32,
     pub(crate) idle_passes: u32,
 }
 
@@ -117,6 +121,7 @@ impl Builder {
             frame_size: FRAME_SIZE,
             initial: None,
             reservations: None,
+            guarantees: 0,
             idle_passes: IDLE_PASSES_DEFAULT,
         }
     }
@@ -162,6 +167,12 @@ impl Builder {
         Self { idle_passes: if passes == 0 { 1 } else { passes }, ..self }
     }
 
+    /// How many frames the guarantees of all quotas may add up to: at most the capacity without the reserve. Each costs twelve bytes of
+    /// bookkeeping. Default: none.
+    pub const fn guarantees(self, frames: u32) -> Self {
+        Self { guarantees: frames, ..self }
+    }
+
     /// The bookkeeping memory that the pool needs, in bytes and alignment: for `build_in`.
     ///
     /// # Errors
@@ -186,6 +197,9 @@ impl Builder {
         if initial < min || initial > self.capacity {
             return Err(BuildError::Initial { initial, min, capacity: self.capacity });
         }
+        if self.guarantees > self.capacity - min {
+            return Err(BuildError::Guarantees { guarantees: self.guarantees, most: self.capacity - min });
+        }
         let cpus = self.cpus.unwrap_or(CPUS_DEFAULT);
         if cpus == 0 || cpus > CPUS_LIMIT {
             return Err(BuildError::Cpus { cpus });
@@ -204,7 +218,8 @@ impl Builder {
         if magazines >= MAGAZINE_LIMIT as usize {
             return Err(BuildError::TooManyMagazines { magazine_size });
         }
-        Ok(Extents { capacity: self.capacity, reserve: min, initial, cpus, magazine_size, magazines })
+        let Self { capacity, guarantees, .. } = *self;
+        Ok(Extents { capacity, reserve: min, guarantees, initial, cpus, magazine_size, magazines })
     }
 }
 
@@ -213,6 +228,7 @@ impl Builder {
 pub(crate) struct Extents {
     pub(crate) capacity: u32,
     pub(crate) reserve: u32,
+    pub(crate) guarantees: u32,
     pub(crate) initial: u32,
     pub(crate) cpus: usize,
     pub(crate) magazine_size: u32,
@@ -222,6 +238,11 @@ pub(crate) struct Extents {
 impl Extents {
     pub(crate) fn entries(&self) -> usize {
         self.magazines * Shape::new(self.magazine_size).stride()
+    }
+
+    /// Cells for single frames: the reserve's and those of all quotas.
+    pub(crate) fn cells(&self) -> usize {
+        self.reserve as usize + self.guarantees as usize
     }
 
     pub(crate) fn positions(&self) -> usize {
@@ -236,8 +257,8 @@ impl Extents {
             .array::<UnsafeCell<FrameNumber>>(self.entries())
             .array::<AtomicU32>(self.magazines) // links
             .array::<AtomicU32>(self.magazines) // lengths
-            .array::<AtomicU32>(self.reserve as usize) // links
-            .array::<AtomicU32>(self.reserve as usize) // cells
+            .array::<AtomicU32>(self.cells()) // links
+            .array::<AtomicU64>(self.cells()) // contents
             .array::<AtomicU32>(self.positions())
             .finish()
             .ok_or(BuildError::CapacityTooLarge { capacity: self.capacity })
@@ -270,6 +291,13 @@ pub enum BuildError {
         min: u32,
         /// The capacity, in frames.
         capacity: u32,
+    },
+    /// More is to be guaranteed to quotas than the pool can promise.
+    Guarantees {
+        /// What was asked for, in frames.
+        guarantees: u32,
+        /// The capacity without the reserve, in frames.
+        most: u32,
     },
     /// No CPU, or more than 4,096.
     Cpus {
@@ -330,6 +358,10 @@ impl fmt::Display for BuildError {
                 formatter,
                 "an initial fill of {initial} frames: give at least the reserve of {min} and at most the capacity of \
                  {capacity}"
+            ),
+            Self::Guarantees { guarantees, most } => write!(
+                formatter,
+                "guarantees of {guarantees} frames: at most {most} are left beside the reserve"
             ),
             Self::Cpus { cpus } => write!(formatter, "{cpus} CPUs: give 1 to {CPUS_LIMIT}"),
             Self::MagazineSize { magazine_size } => {

@@ -1,6 +1,6 @@
 //! The ways back: where a free puts its frame when its CPU's cache has no room.
 
-use super::{FramePool, SourceContents};
+use super::{FramePool, Request, SourceContents};
 use crate::{
     platform::Platform,
     raw::{
@@ -14,19 +14,18 @@ use crate::{
 impl<S: FrameSource, P: Platform> FramePool<S, P> {
     #[inline(always)]
     pub(crate) fn give(&self, kind: Kind, frame: FrameNumber) {
-        let frame = if self.reserve.missing() == 0 { Err(frame) } else { self.reserve.put(frame) };
-        let Err(frame) = frame else { return self.counters.freed_below.add(1) };
-        if let Err(miss) = self.cache_of(kind).push(&self.platform, frame) {
+        if let Err(miss) = self.cache_of(kind).push(&self.platform, frame, &self.wanted) {
             self.counters.freed_below.add(1);
             self.give_below(kind, frame, miss);
         }
     }
 
-    /// What a free does when the slot is full or busy.
+    /// What a free does when the slot is full or busy, or the frame is wanted elsewhere.
     #[cold]
     #[inline(never)]
     fn give_below(&self, kind: Kind, frame: FrameNumber, miss: SlotMiss) {
         self.count_collision(miss);
+        let Err(frame) = self.divert(kind, frame) else { return };
         let magazines = self.cache.magazines();
         if miss == SlotMiss::Unsuited
             && let Some(mut magazine) = self.depot.take_vacant(kind)
@@ -47,6 +46,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
                     self.depot.put(kind, magazine);
                 }
             }
+            self.announce();
             if pushed.is_ok() {
                 return;
             }
@@ -54,9 +54,9 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         self.put_one(kind, frame);
     }
 
-    /// Gives back a magazine as a whole; while the reserve lacks frames, its frames one by one.
+    /// Gives back a magazine as a whole; while frames are wanted elsewhere, its frames one by one.
     pub(super) fn give_magazine(&self, kind: Kind, mut magazine: Magazine) {
-        while self.reserve.missing() > 0
+        while self.wanted.is_any()
             && let Some(frame) = self.cache.magazines().pop(&mut magazine)
         {
             self.give(kind, frame);
@@ -76,6 +76,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
                 unsafe { self.overflow.push(&SourceContents(&*self.source), frame, self.door.address(frame)) }
             }
         }
+        self.announce();
     }
 
     /// Puts a magazine on the depot whose frames the level does not count yet.
@@ -84,22 +85,41 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             let ring = self.depot.level().added(kind, magazine.length());
             self.ring(ring);
         }
+        self.put_back(kind, magazine);
+    }
+
+    /// Puts a magazine on the depot whose frames the level counts already.
+    pub(super) fn put_back(&self, kind: Kind, magazine: Magazine) {
+        let has_frames = magazine.length() > 0;
         self.depot.put(kind, magazine);
+        if has_frames {
+            self.announce();
+        }
     }
 
     /// Gives every frame of the overflow another chance to find a magazine.
     pub(super) fn recover_overflow(&self) {
         let mut chain = self.overflow.take_all();
         while let Some(frame) = self.next_of(&mut chain) {
+            self.counters.recovered.add(1);
             self.put_one(Kind::Dirty, frame);
         }
     }
 
-    #[allow(unsafe_code, reason = "the overflow runs through the frames themselves")]
+    /// Takes the next frame off a chain.
+    #[allow(unsafe_code, reason = "chains run through the frames themselves")]
     pub(super) fn next_of(&self, chain: &mut Chain) -> Option<FrameNumber> {
         // SAFETY: the frames of the chain are the pool's, and the source maps every frame of the pool.
-        let frame = unsafe { chain.pop(&SourceContents(&*self.source), |number| self.door.address(number)) }?;
-        self.counters.recovered.add(1);
+        unsafe { chain.pop(&SourceContents(&*self.source), |number| self.door.address(number)) }
+    }
+
+    /// Takes the next frame off a chain for a request, cleared if it asks for that.
+    pub(super) fn next_for(&self, request: Request, chain: &mut Chain) -> Option<FrameNumber> {
+        let frame = self.next_of(chain)?;
+        if request.is_zeroed() {
+            self.count_zeroed(Kind::Dirty, 1);
+            self.clear_inline(frame);
+        }
         Some(frame)
     }
 }

@@ -39,14 +39,23 @@ pub struct Maintenance {
     pub cleared: u32,
     /// There is more to clear: pass again at once, before sleeping.
     pub more: bool,
+    /// Callers wait, and a cache that was in use could not be looked into for them: serve them again within a millisecond or so.
+    pub look_again: bool,
     /// How long to leave the source alone, whoever rings: after each failure twice as long, up to about a second.
     pub retry_after: Option<Duration>,
 }
 
 impl Maintenance {
     /// Nothing to do.
-    pub(super) const IDLE: Self =
-        Self { outcome: Outcome::Done, fetched: 0, trimmed: 0, cleared: 0, more: false, retry_after: None };
+    pub(super) const IDLE: Self = Self {
+        outcome: Outcome::Done,
+        fetched: 0,
+        trimmed: 0,
+        cleared: 0,
+        more: false,
+        look_again: false,
+        retry_after: None,
+    };
     /// Somebody else has the turn.
     pub(super) const BUSY: Self =
         Self { outcome: Outcome::Busy, retry_after: Some(BACK_OFF_FIRST), ..Self::IDLE };
@@ -138,21 +147,27 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         // Answered first: a crossing that happens from here on rings again (INV-6).
         self.depot.level().answered();
         self.fallback.renew();
+        let mut left_out = self.serve_waiters();
         self.recover_overflow();
         self.decay_caches();
         self.stats();
         let marks = self.watermarks;
         let depot = self.depot.level().fill().frames;
         let target = policy.target(self.depot.drawn(), marks);
-        let missing = self.reserve.missing();
+        let missing = self.wanted.missing();
+        let lacking = missing.saturating_add(self.wanted.waited_for());
         let stock = depot.saturating_add(self.reserve.target().saturating_sub(missing));
         let mut done = Maintenance::IDLE;
         if stock > marks.max {
             done.trimmed = self.trim(stock - marks.high);
-        } else if stock < marks.low || depot == 0 || missing > 0 {
-            let wanted = target.saturating_sub(stock).max(missing);
+        } else if stock < marks.low || depot == 0 || lacking > 0 {
+            let wanted = target.saturating_sub(stock).max(lacking);
             (done.fetched, done.outcome) = self.fill(wanted);
+            if done.fetched > 0 {
+                left_out = self.serve_waiters();
+            }
         }
+        done.look_again = left_out;
         match done.outcome {
             Outcome::SourceFailed | Outcome::AtCapacity => done.retry_after = Some(policy.back_off()),
             Outcome::Done | Outcome::Busy | Outcome::InUse => policy.failures = 0,
@@ -168,7 +183,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         if got < wanted { Err(BuildError::SourceExhausted { wanted, got }) } else { Ok(()) }
     }
 
-    /// Fetches up to `wanted` frames: into the reserve while it lacks some, then into the depot.
+    /// Fetches up to `wanted` frames: into the reserve while it lacks some, then for those who wait, then into the depot.
     fn fill(&self, wanted: u32) -> (u32, Outcome) {
         let mut fetched = 0;
         let mut outcome = Outcome::Done;
@@ -201,6 +216,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let mut addresses = [PhysAddr::new(0); CHUNK];
         let requested = addresses.get_mut(..room.frames as usize).unwrap_or_default();
         let supplied = self.source.supply(requested).map_err(|_| Outcome::SourceFailed)?;
+        let kind = self.kind_of_supply();
         let mut taken_in = 0;
         let mut chunk: [FrameNumber; CHUNK] = [0; CHUNK];
         let mut length = 0;
@@ -208,12 +224,13 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             let Some(frame) = self.door.admit(*address) else { continue };
             room.frames -= 1;
             taken_in += 1;
-            if let (Err(frame), Some(place)) = (self.reserve.put(frame), chunk.get_mut(length)) {
+            let reserved = self.reserve.put(&self.cells, &self.wanted, kind, frame);
+            let put = reserved.or_else(|frame| self.promise(frame));
+            if let (Err(frame), Some(place)) = (put, chunk.get_mut(length)) {
                 *place = frame;
                 length += 1;
             }
         }
-        let kind = self.kind_of_supply();
         self.stock(kind, chunk.get(..length).unwrap_or_default(), |frames| {
             self.depot.level().added(kind, frames)
         });
@@ -242,7 +259,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             }
             let ring = count(magazine.length() - before);
             self.ring(ring);
-            self.depot.put(kind, magazine);
+            self.put_back(kind, magazine);
         }
     }
 }

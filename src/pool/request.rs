@@ -78,6 +78,12 @@ pub enum AllocError {
     FallbackFailed,
     /// More reservations are alive than the pool was built for, and this one needs a magazine of its own.
     TooManyReservations,
+    /// More than the pool can ever have for ordinary callers: its capacity without the reserve. Waiting would not help.
+    BeyondCapacity,
+    /// The account has used all that its limit allows.
+    OverQuota,
+    /// Nothing came while the caller was willing to wait.
+    TimedOut,
     /// The pool is being closed.
     Closed,
 }
@@ -95,6 +101,11 @@ impl fmt::Display for AllocError {
             Self::TooManyReservations => {
                 "no magazine is free for another reservation: drop some, or give Builder::reservations more"
             }
+            Self::BeyondCapacity => {
+                "the pool can never have so many: ask for fewer, or build it with a larger capacity"
+            }
+            Self::OverQuota => "the account is at its limit: free some of its frames, or raise the limit",
+            Self::TimedOut => "no frame came back in time: wait longer, or find out who holds them",
             Self::Closed => "the pool is being closed: take frames from another one",
         })
     }

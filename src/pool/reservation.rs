@@ -11,6 +11,7 @@ use crate::{
     raw::{
         holding::{Holding, LOOSE},
         magazine::{FrameNumber, Kind, Magazine},
+        overflow::Chain,
     },
     source::FrameSource,
 };
@@ -49,6 +50,10 @@ pub struct ReserveError {
 }
 
 impl ReserveError {
+    pub(super) const fn new(missing: u32, reason: AllocError) -> Self {
+        Self { missing, reason }
+    }
+
     /// How many frames were lacking at that moment.
     pub const fn missing(&self) -> u32 {
         self.missing
@@ -131,7 +136,31 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     pub fn reserve_with(&self, request: Request, frames: u32) -> Result<Reservation<'_, S, P>, ReserveError> {
         let mut reservation = Reservation { pool: self, kind: request.kind(), holding: Holding::new() };
         self.gather(request, frames, &mut reservation.holding)
-            .map_err(|reason| ReserveError { missing: frames - reservation.left(), reason })?;
+            .map_err(|reason| ReserveError::new(frames - reservation.left(), reason))?;
+        Ok(reservation)
+    }
+
+    /// A reservation of the `frames` frames of a chain.
+    pub(super) fn reserve_chain(
+        &self,
+        request: Request,
+        frames: u32,
+        mut chain: Chain,
+    ) -> Result<Reservation<'_, S, P>, ReserveError> {
+        let mut reservation = Reservation { pool: self, kind: request.kind(), holding: Holding::new() };
+        let outcome = self.gather_rest(frames, &mut reservation.holding, |places| {
+            let mut length = 0;
+            for place in places {
+                let Some(frame) = self.next_for(request, &mut chain) else { break };
+                *place = frame;
+                length += 1;
+            }
+            if length == 0 { Err(AllocError::Exhausted) } else { Ok(length) }
+        });
+        while let Some(frame) = self.next_of(&mut chain) {
+            self.give(Kind::Dirty, frame);
+        }
+        outcome.map_err(|reason| ReserveError::new(frames - reservation.left(), reason))?;
         Ok(reservation)
     }
 
@@ -153,18 +182,29 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             holding.add_magazine(magazines, full);
             self.counters.reserved.add(u64::from(size));
         }
+        self.gather_rest(frames, holding, |places| self.take_many(request, places))
+    }
+
+    /// Adds what is lacking to `frames` frames, one by one: in magazines of the reservation's own, and the last few loose. `take`
+    /// puts at least one frame into the front of the places that it gets, and says how many.
+    fn gather_rest(
+        &self,
+        frames: u32,
+        holding: &mut Holding,
+        mut take: impl FnMut(&mut [FrameNumber]) -> Result<usize, AllocError>,
+    ) -> Result<(), AllocError> {
         while frames - holding.left() > LOOSE as u32 {
             let shell = self.depot.take_empty().ok_or(AllocError::TooManyReservations)?;
-            let (filled, outcome) = self.fill_shell(request, shell, frames - holding.left());
+            let (filled, outcome) = self.fill_shell(shell, frames - holding.left(), &mut take);
             if filled.length() > 0 {
-                holding.add_magazine(magazines, filled);
+                holding.add_magazine(self.cache.magazines(), filled);
             } else {
                 self.depot.put(Kind::Dirty, filled);
             }
             outcome?;
         }
         while holding.left() < frames {
-            holding.fill_loose(frames - holding.left(), |places| self.take_many(request, places))?;
+            holding.fill_loose(frames - holding.left(), &mut take)?;
         }
         Ok(())
     }
@@ -195,19 +235,19 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         Some(magazine)
     }
 
-    /// Takes up to `frames` frames into the empty magazine `shell`, as many at a time as this CPU's cache has.
+    /// Takes up to `frames` frames into the empty magazine `shell`, as many as it takes.
     fn fill_shell(
         &self,
-        request: Request,
         mut shell: Magazine,
         frames: u32,
+        mut take: impl FnMut(&mut [FrameNumber]) -> Result<usize, AllocError>,
     ) -> (Magazine, Result<(), AllocError>) {
         let magazines = self.cache.magazines();
         let wanted = frames.min(magazines.shape().size());
         let mut chunk: [FrameNumber; CHUNK] = [0; CHUNK];
         while shell.length() < wanted {
             let count = CHUNK.min((wanted - shell.length()) as usize);
-            match self.take_many(request, chunk.get_mut(..count).unwrap_or_default()) {
+            match take(chunk.get_mut(..count).unwrap_or_default()) {
                 Ok(got) => chunk.iter().take(got).for_each(|&frame| {
                     // There is room for all that are wanted.
                     let _ = magazines.push(&mut shell, frame);

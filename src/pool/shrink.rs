@@ -183,12 +183,13 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// Takes frames out of one magazine of the depot, which goes back at once; how many.
     fn take_chunk(&self, kind: Kind, frames: &mut [FrameNumber]) -> usize {
         let length = self.take_uncounted(kind, frames);
+        self.announce();
         let ring = self.depot.level().removed(kind, length as u32);
         self.ring(ring);
         length
     }
 
-    /// As `take_chunk`, but the level still counts the frames.
+    /// As `take_chunk`, but the level still counts the frames, and the others of the magazine are not announced.
     pub(super) fn take_uncounted(&self, kind: Kind, frames: &mut [FrameNumber]) -> usize {
         let Some(mut magazine) = self.depot.take_begun(kind) else { return 0 };
         let mut length = 0;

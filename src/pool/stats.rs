@@ -15,7 +15,7 @@ pub struct Stats {
     pub capacity: u64,
     /// Frames that the pool owns: in it or out.
     pub owned: u64,
-    /// Frames that are out: owned, and not in the caches, the stock or the overflow.
+    /// Frames that are out: owned, and not in the caches, the stock or the overflow, nor promised.
     pub in_use: u64,
     /// The most frames in use that a snapshot or a pass of the worker has seen.
     pub in_use_peak: u64,
@@ -27,6 +27,12 @@ pub struct Stats {
     pub reserve: u64,
     /// Frames waiting in the overflow, for want of a magazine.
     pub overflow: u64,
+    /// Frames on their way to callers that wait, or gathered for one that waits for more.
+    pub promised: u64,
+    /// Callers that wait.
+    pub waiters: u64,
+    /// Callers that have ever had to wait.
+    pub waits: u64,
     /// Frames known to be zero, of those in the caches and the stock.
     pub clean: u64,
     /// Allocations served by the CPU's own cache (tier 1).
@@ -75,7 +81,7 @@ pub struct Stats {
 
 impl Stats {
     /// Every figure with its name, in the order of the fields: for reports.
-    pub const fn figures(&self) -> [(&'static str, u64); 30] {
+    pub const fn figures(&self) -> [(&'static str, u64); 33] {
         [
             ("capacity", self.capacity),
             ("owned", self.owned),
@@ -85,6 +91,9 @@ impl Stats {
             ("stock", self.stock),
             ("reserve", self.reserve),
             ("overflow", self.overflow),
+            ("promised", self.promised),
+            ("waiters", self.waiters),
+            ("waits", self.waits),
             ("clean", self.clean),
             ("cache_hits", self.cache_hits),
             ("depot_hits", self.depot_hits),
@@ -128,13 +137,14 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let dirty = self.cache.totals();
         let clean = self.clean_cache.totals();
         let counters = &self.counters;
-        let reserve = u64::from(self.reserve.target().saturating_sub(self.reserve.missing()));
+        let reserve = u64::from(self.reserve.target().saturating_sub(self.wanted.missing()));
         let overflow = counters.overflowed.get().saturating_sub(counters.recovered.get());
         let fill = self.depot.level().fill();
         let stock = u64::from(fill.frames) + reserve;
         let cached = dirty.frames + clean.frames;
         let owned = u64::from(self.door.owned());
-        let in_use = owned.saturating_sub(cached + stock + overflow);
+        let promised = self.waiters.frames();
+        let in_use = owned.saturating_sub(cached + stock + overflow + promised);
         counters.in_use_peak.raise_to(in_use);
         Stats {
             capacity: u64::from(self.door.capacity()),
@@ -145,6 +155,9 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             stock,
             reserve,
             overflow,
+            promised,
+            waiters: self.waiters.waiting(),
+            waits: self.waiters.joined(),
             clean: u64::from(fill.clean) + clean.frames,
             cache_hits: dirty.popped + clean.popped,
             depot_hits: counters.depot_hits.get(),

@@ -101,10 +101,10 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
         // INV-5: below `min` only Critical takes.
         if request.class() == Class::Critical
-            && let Some(frame) = self.reserve.take()
+            && let Some(taken) = self.reserve.take(&self.cells, &self.wanted)
         {
             self.counters.reserve_hits.add(1);
-            return Ok((frame, Kind::Dirty));
+            return Ok(taken);
         }
         if request.allows_fallback()
             && self.fallback.is_allowed()
@@ -118,7 +118,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     }
 
     pub(super) fn reason(&self, request: Request) -> AllocError {
-        if request.class() == Class::Ordinary && self.reserve.missing() < self.reserve.target() {
+        if request.class() == Class::Ordinary && self.wanted.missing() < self.reserve.target() {
             AllocError::ReserveOnly
         } else if request.allows_fallback() && self.fallback.is_allowed() {
             AllocError::FallbackFailed
@@ -141,6 +141,8 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let magazines = self.cache.magazines();
         let (frame, drawn, ring) = if miss == SlotMiss::Busy {
             let (frame, ring) = self.depot.take_one(magazines, from)?;
+            // The rest of the magazine was in our hands for a moment.
+            self.announce();
             (Some(frame), 1, ring)
         } else {
             let mut magazine = self.depot.take_stocked(from)?;
@@ -166,20 +168,23 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         match self.cache_of(into).load_stocked(&self.platform, magazine) {
             Ok(empty) => {
                 self.depot.put(from, empty);
+                self.announce();
                 frames
             }
             Err(unchanged) => {
-                self.depot.put(from, unchanged);
+                self.put_back(from, unchanged);
                 0
             }
         }
     }
 
     /// Frames that found no magazine when they came back: one is taken, the others get another chance.
-    fn take_from_overflow(&self) -> Option<FrameNumber> {
+    pub(super) fn take_from_overflow(&self) -> Option<FrameNumber> {
         let mut chain = self.overflow.take_all();
         let first = self.next_of(&mut chain)?;
+        self.counters.recovered.add(1);
         while let Some(frame) = self.next_of(&mut chain) {
+            self.counters.recovered.add(1);
             self.put_one(Kind::Dirty, frame);
         }
         Some(first)
@@ -206,7 +211,10 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         } else {
             let into = if request.is_zeroed() { kind } else { Kind::Dirty };
             match self.cache_of(into).load_stocked(&self.platform, stolen) {
-                Ok(empty) => self.depot.put(kind, empty),
+                Ok(empty) => {
+                    self.depot.put(kind, empty);
+                    self.announce();
+                }
                 Err(stolen) => self.return_to_stock(kind, stolen),
             }
         }

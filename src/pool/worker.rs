@@ -21,6 +21,8 @@ use std::{
 
 /// The longest sleep of a worker that nobody rings: demand decays pass by pass.
 const IDLE: Duration = Duration::from_secs(1);
+/// How soon a worker looks again for those who wait into a cache that was in use.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// How long stopping waits for a worker that is with the source.
 const GRACE: Duration = Duration::from_millis(200);
 
@@ -144,14 +146,17 @@ impl Control {
                 continue;
             }
             let doorbell = pool.platform().doorbell();
-            // Rings are not answered while the source is left alone: the pool goes on, and is rung at most once.
-            let until = pass.retry_after.map(|wait| Instant::now() + wait);
+            // While the source is left alone, those who wait are served when somebody rings, and nothing else is done.
+            let until = Instant::now() + pass.retry_after.unwrap_or(IDLE);
+            let mut look_again = pass.look_again;
             loop {
-                let left = until.map_or(IDLE, |until| until.saturating_duration_since(Instant::now()));
-                doorbell.wait(Some(left));
-                if self.is_stopping() || until.is_none_or(|until| Instant::now() >= until) {
+                let left = until.saturating_duration_since(Instant::now());
+                let rung = doorbell.wait(Some(if look_again { left.min(LOOK_AGAIN) } else { left }));
+                let is_left_alone = pass.retry_after.is_some() && Instant::now() < until;
+                if self.is_stopping() || rung && !is_left_alone || Instant::now() >= until {
                     break;
                 }
+                look_again = pool.serve_waiters();
             }
         }
     }

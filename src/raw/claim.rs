@@ -8,6 +8,7 @@
 use super::{
     magazine::FrameNumber,
     slot::{Loading, Slot, SlotMiss, SlotOwnership, SlotState, Slots, sealed},
+    wanted::Wanted,
 };
 use crate::sync::{atomic::Ordering, hand_over};
 
@@ -82,8 +83,18 @@ impl SlotOwnership for Claim {
     }
 
     #[inline(always)]
-    fn push(&self, slots: &Slots, cpu: impl Fn() -> usize, frame: FrameNumber) -> Result<(), SlotMiss> {
+    fn push(
+        &self,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        frame: FrameNumber,
+        wanted: &Wanted,
+    ) -> Result<(), SlotMiss> {
         let claimed = Claimed::new(slots.of(cpu()))?;
+        if wanted.is_any() {
+            claimed.release_unchanged();
+            return Err(SlotMiss::Wanted);
+        }
         let Some((after, entry)) = claimed.state.push(slots.magazines.shape()) else {
             claimed.release_unchanged();
             return Err(SlotMiss::Unsuited);
@@ -110,8 +121,18 @@ impl SlotOwnership for Claim {
         taken
     }
 
-    fn push_many(&self, slots: &Slots, cpu: impl Fn() -> usize, frames: &[FrameNumber]) -> usize {
+    fn push_many(
+        &self,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        frames: &[FrameNumber],
+        wanted: &Wanted,
+    ) -> usize {
         let Ok(claimed) = Claimed::new(slots.of(cpu())) else { return 0 };
+        if wanted.is_any() {
+            claimed.release_unchanged();
+            return 0;
+        }
         let (mut state, mut put) = (claimed.state, 0);
         for &frame in frames {
             let Some((after, entry)) = state.push(slots.magazines.shape()) else { break };

@@ -68,14 +68,24 @@ impl Overflow {
     }
 }
 
-/// Frames taken off the overflow, owned by one operation, which must empty it.
+/// Frames in a row through the frames themselves, owned by one operation, which must empty it.
 #[must_use]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Chain {
     next: u64,
 }
 
 impl Chain {
+    /// Adds a frame in front.
+    ///
+    /// # Safety
+    /// The caller owns `frame` and gives it up; `address` is its address, which `contents` maps.
+    pub unsafe fn push(&mut self, contents: &impl Contents, frame: FrameNumber, address: PhysAddr) {
+        // SAFETY: the frame is ours and mapped.
+        unsafe { write_link(contents, address, self.next) };
+        self.next = u64::from(frame) + 1;
+    }
+
     /// The next frame of the chain; its first word is zero again.
     ///
     /// # Safety
@@ -86,7 +96,7 @@ impl Chain {
         address: impl Fn(FrameNumber) -> PhysAddr,
     ) -> Option<FrameNumber> {
         let frame = FrameNumber::try_from(self.next.checked_sub(1)?).ok()?;
-        // SAFETY: the chain was taken whole, so this frame is ours alone; its link was written by `push`.
+        // SAFETY: the chain is ours, so this frame is ours alone; its link was written by one of both `push`.
         unsafe {
             self.next = read_link(contents, address(frame));
             write_link(contents, address(frame), 0);

@@ -61,6 +61,7 @@ use super::{
     claim::Claim,
     magazine::{FrameNumber, Magazine},
     slot::{Loading, Slot, SlotMiss, SlotOwnership, SlotState, Slots, sealed},
+    wanted::Wanted,
 };
 use crate::sync::{atomic::Ordering, hand_over};
 
@@ -200,6 +201,7 @@ impl Rseq {
         slots: &Slots,
         cpu: impl Fn() -> usize,
         frame: FrameNumber,
+        wanted: &Wanted,
         first: Unfinished,
     ) -> Result<(), SlotMiss> {
         let size = slots.magazines.shape().size();
@@ -207,11 +209,12 @@ impl Rseq {
         for _ in 1..ATTEMPTS {
             if setback == Setback::Left {
                 match self.home(slots, &cpu) {
+                    Home::Own(_) if wanted.is_any() => return Err(SlotMiss::Wanted),
                     Home::Own(slot) => self.turn_to_suited(slots, slot, |length| length < size)?,
-                    Home::Claimed(slot) => return Claim.push(slots, || slot, frame),
+                    Home::Claimed(slot) => return Claim.push(slots, || slot, frame, wanted),
                 }
             }
-            match self.area.push(slots, frame) {
+            match self.area.push(slots, frame, wanted) {
                 Ok(()) => return Ok(()),
                 Err(unfinished) => setback = unfinished.settle(|slot| &slot.pushed_apart),
             }
@@ -317,10 +320,16 @@ impl SlotOwnership for Rseq {
     }
 
     #[inline(always)]
-    fn push(&self, slots: &Slots, cpu: impl Fn() -> usize, frame: FrameNumber) -> Result<(), SlotMiss> {
-        match self.area.push(slots, frame) {
+    fn push(
+        &self,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        frame: FrameNumber,
+        wanted: &Wanted,
+    ) -> Result<(), SlotMiss> {
+        match self.area.push(slots, frame, wanted) {
             Ok(()) => Ok(()),
-            Err(unfinished) => self.push_again(slots, cpu, frame, unfinished),
+            Err(unfinished) => self.push_again(slots, cpu, frame, wanted, unfinished),
         }
     }
 
@@ -337,16 +346,23 @@ impl SlotOwnership for Rseq {
         }
     }
 
-    fn push_many(&self, slots: &Slots, cpu: impl Fn() -> usize, frames: &[FrameNumber]) -> usize {
+    fn push_many(
+        &self,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        frames: &[FrameNumber],
+        wanted: &Wanted,
+    ) -> usize {
         let size = slots.magazines.shape().size();
         match self.home(slots, cpu) {
-            Home::Claimed(slot) => Claim.push_many(slots, || slot, frames),
+            Home::Own(_) if wanted.is_any() => 0,
+            Home::Claimed(slot) => Claim.push_many(slots, || slot, frames, wanted),
             Home::Own(slot) => self.move_many(
                 slots,
                 slot,
                 frames.len(),
                 |length| length < size,
-                |from| self.area.push_many(slots, frames.get(from..).unwrap_or_default()),
+                |from| self.area.push_many(slots, frames.get(from..).unwrap_or_default(), wanted),
             ),
         }
     }

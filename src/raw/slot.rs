@@ -16,6 +16,7 @@
 
 use super::arena::Carved;
 use super::magazine::{Entry, FrameNumber, Magazine, Magazines, Shape};
+use super::wanted::Wanted;
 use crate::sync::{atomic::AtomicU64, counter};
 use crossbeam_utils::CachePadded;
 
@@ -240,6 +241,8 @@ pub enum SlotMiss {
     Unsuited,
     /// The slot is being used by the code that was interrupted, or by another context.
     Busy,
+    /// The frame is wanted elsewhere (push).
+    Wanted,
 }
 
 /// How code gets exclusive use of a CPU's slot: the one strategy that the tiers do not see.
@@ -252,17 +255,30 @@ pub trait SlotOwnership: sealed::Sealed + Sync {
     #[doc(hidden)]
     fn pop(&self, slots: &Slots, cpu: impl Fn() -> usize) -> Result<FrameNumber, SlotMiss>;
 
-    /// Puts one frame into the slot of the CPU that `cpu` names.
+    /// Puts one frame into the slot of the CPU that `cpu` names, unless it is `wanted` elsewhere: asked after the slot is owned, so
+    /// that whoever has looked into the slot before was seen to want it.
     #[doc(hidden)]
-    fn push(&self, slots: &Slots, cpu: impl Fn() -> usize, frame: FrameNumber) -> Result<(), SlotMiss>;
+    fn push(
+        &self,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        frame: FrameNumber,
+        wanted: &Wanted,
+    ) -> Result<(), SlotMiss>;
 
     /// Takes frames into `frames` from the front on; how many.
     #[doc(hidden)]
     fn pop_many(&self, slots: &Slots, cpu: impl Fn() -> usize, frames: &mut [FrameNumber]) -> usize;
 
-    /// Puts frames of `frames` into the slot from the front on; how many.
+    /// Puts frames of `frames` into the slot from the front on, unless they are `wanted` elsewhere; how many.
     #[doc(hidden)]
-    fn push_many(&self, slots: &Slots, cpu: impl Fn() -> usize, frames: &[FrameNumber]) -> usize;
+    fn push_many(
+        &self,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        frames: &[FrameNumber],
+        wanted: &Wanted,
+    ) -> usize;
 
     /// Loads a magazine with frames; the empty one that it replaced comes back, or itself.
     #[doc(hidden)]

@@ -59,6 +59,11 @@ impl TaggedStack {
         Self { head: AtomicU64::new(Head::EMPTY.0), links }
     }
 
+    /// Another empty stack over the same links: an index is on one of them at a time.
+    pub fn sibling(&self) -> Self {
+        Self::new(self.links.share())
+    }
+
     /// Puts `index` on top. Lock-free: a retry means that another context finished an operation.
     ///
     /// An index beyond the links is refused; none of the callers has one.

@@ -23,19 +23,38 @@ impl<T> Turn<T> {
 
     /// Runs `work` on the state, or returns nothing at once when somebody else has the turn.
     pub fn try_with<R>(&self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
+        let held = self.take()?;
+        Some(held.with(work))
+    }
+
+    /// Runs `work` on the state when those before are done with it. Task context only.
+    #[cfg(not(any(feature = "std", loom)))]
+    pub fn wait_with<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
+        loop {
+            if let Some(held) = self.take() {
+                return held.with(work);
+            }
+            crate::sync::wait_hint();
+        }
+    }
+
+    fn take(&self) -> Option<Held<'_, T>> {
         // Ordering: Acquire pairs with the Release in `Held::drop`, so that the last holder's changes are seen.
         // Relaxed on failure: nothing is read.
         self.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        let held = Held(self);
-        // SAFETY: the exchange made the turn ours until `held` goes, and the closure cannot keep the reference.
-        let outcome = self.state.with_mut(|state| work(unsafe { &mut *state }));
-        drop(held);
-        Some(outcome)
+        Some(Held(self))
     }
 }
 
 /// Gives the turn back, also when the work panics (a source of the host may).
 struct Held<'t, T>(&'t Turn<T>);
+
+impl<T> Held<'_, T> {
+    fn with<R>(self, work: impl FnOnce(&mut T) -> R) -> R {
+        // SAFETY: the exchange made the turn ours until `self` goes, and the closure cannot keep the reference.
+        self.0.state.with_mut(|state| work(unsafe { &mut *state }))
+    }
+}
 
 impl<T> Drop for Held<'_, T> {
     fn drop(&mut self) {

@@ -128,7 +128,7 @@ pub fn assert_accounts(pool: &TestPool, in_use: u64) {
     assert_eq!(stats.in_use, in_use, "INV-1: frames in use\n{stats}");
     assert_eq!(
         stats.owned,
-        stats.in_use + stats.cached + stats.stock + stats.overflow,
+        stats.in_use + stats.cached + stats.stock + stats.overflow + stats.promised,
         "INV-4: every frame is somewhere\n{stats}"
     );
     assert_eq!(u64::from(pool.source().out()), stats.owned, "the source and the pool agree\n{stats}");

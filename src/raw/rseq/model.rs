@@ -6,6 +6,7 @@ use super::Setback;
 use crate::raw::{
     magazine::{Entry, FrameNumber, Magazines},
     slot::{Slot, SlotState, Slots},
+    wanted::Wanted,
 };
 use crate::sync::{
     atomic::Ordering,
@@ -63,8 +64,8 @@ impl Area {
         self.pop_many(slots, &mut frames).map(|_| frames.into_iter().sum()).map_err(Unfinished)
     }
 
-    pub(crate) fn push(&self, slots: &Slots, frame: FrameNumber) -> Result<(), Unfinished> {
-        self.push_many(slots, &[frame]).map(|_| ()).map_err(Unfinished)
+    pub(crate) fn push(&self, slots: &Slots, frame: FrameNumber, wanted: &Wanted) -> Result<(), Unfinished> {
+        self.push_many(slots, &[frame], wanted).map(|_| ()).map_err(Unfinished)
     }
 
     pub(crate) fn pop_many(&self, slots: &Slots, frames: &mut [FrameNumber]) -> Result<usize, Setback> {
@@ -85,8 +86,16 @@ impl Area {
         Ok(count as usize)
     }
 
-    pub(crate) fn push_many(&self, slots: &Slots, frames: &[FrameNumber]) -> Result<usize, Setback> {
+    pub(crate) fn push_many(
+        &self,
+        slots: &Slots,
+        frames: &[FrameNumber],
+        wanted: &Wanted,
+    ) -> Result<usize, Setback> {
         let (sequence, slot, gate, word) = self.begin(slots)?;
+        if sequence.step(|| wanted.is_any()).ok_or(Setback::Aborted)? {
+            return Err(Setback::Left);
+        }
         let shape = slots.magazines.shape();
         let length = SlotState::from_word(word).loaded_length(shape);
         let room = ((gate >> 32) as u32).saturating_sub(length);

@@ -13,6 +13,7 @@ use crate::raw::{
     arena::Carved,
     magazine::{FrameNumber, Magazines},
     slot::{Slot, Slots},
+    wanted::Wanted,
 };
 use crate::sync::counter;
 use core::{arch::asm, mem::offset_of};
@@ -152,14 +153,18 @@ impl Area {
         if status < 0 { Err(Unfinished { status, slot }) } else { Ok(frame) }
     }
 
-    /// Puts a frame into the loaded magazine of this CPU's slot, if there is room and the gate is open.
+    /// Puts a frame into the loaded magazine of this CPU's slot, if there is room, the gate is open and the frame not wanted
+    /// elsewhere.
     #[inline(always)]
-    pub(crate) fn push(self, slots: &Slots, frame: FrameNumber) -> Result<(), Unfinished> {
+    pub(crate) fn push(self, slots: &Slots, frame: FrameNumber, wanted: &Wanted) -> Result<(), Unfinished> {
         let (status, slot): (isize, *const Slot);
         // SAFETY: up to the commit, only the counter and a free entry are stored to. The entry's position is below the size, and
         // its magazine ours as long as the sequence is not aborted (raw/rseq.rs).
         unsafe {
             restartable!(
+                // In the sequence, so that whoever has shut the gate since it began is seen to want it.
+                "cmp qword ptr [{wanted}], 0",
+                "jne 8f",
                 // The gate before the word, as in `pop`.
                 "mov {gate:e}, dword ptr [{slot} + {gate_size}]",
                 "mov {loaded:e}, dword ptr [{slot} + {word}]",
@@ -176,6 +181,7 @@ impl Area {
                 area = in(reg) self.offset(),
                 slots = in(reg) slots,
                 frame = in(reg) frame,
+                wanted = in(reg) wanted.word(),
                 status = out(reg) status,
                 slot = out(reg) slot,
                 gate = out(reg) _,
@@ -242,13 +248,22 @@ impl Area {
         Ok(count)
     }
 
-    /// Puts frames into the loaded magazine of this CPU's slot, the first first; how many, at least one.
-    pub(crate) fn push_many(self, slots: &Slots, frames: &[FrameNumber]) -> Result<usize, Setback> {
+    /// Puts frames into the loaded magazine of this CPU's slot, unless they are wanted elsewhere, the first first; how many, at least
+    /// one.
+    pub(crate) fn push_many(
+        self,
+        slots: &Slots,
+        frames: &[FrameNumber],
+        wanted: &Wanted,
+    ) -> Result<usize, Setback> {
         let (status, slot, count): (isize, *const Slot, usize);
         // SAFETY: up to the commit, only free entries are stored to, the smaller of the room in the magazine and the frames
         // there are, which is not 0. The magazine is ours as long as the sequence is not aborted (raw/rseq.rs).
         unsafe {
             restartable!(
+                // As in `push`.
+                "cmp qword ptr [{wanted}], 0",
+                "jne 8f",
                 // The gate before the word, as in `pop`.
                 "mov {gate:e}, dword ptr [{slot} + {gate_size}]",
                 "mov {word}, qword ptr [{slot} + {word_at}]",
@@ -274,6 +289,7 @@ impl Area {
                 slots = in(reg) slots,
                 frames = in(reg) frames.as_ptr(),
                 available = in(reg) frames.len(),
+                wanted = in(reg) wanted.word(),
                 status = out(reg) status,
                 slot = out(reg) slot,
                 gate = out(reg) _,
