@@ -48,6 +48,43 @@ impl fmt::Display for PhysAddr {
     }
 }
 
+/// How large the frames of a pool are, and to what they are aligned (R14).
+///
+/// ```
+/// assert_eq!(framepool::FrameSize::Size64K.bytes(), 65536);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FrameSize {
+    /// 4 KiB, the size of a page-table frame.
+    #[default]
+    Size4K,
+    /// 64 KiB.
+    Size64K,
+    /// 2 MiB.
+    Size2M,
+}
+
+impl FrameSize {
+    /// The size in bytes.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Size4K => 4 << 10,
+            Self::Size64K => 64 << 10,
+            Self::Size2M => 2 << 20,
+        }
+    }
+}
+
+impl fmt::Display for FrameSize {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Size4K => "4 KiB",
+            Self::Size64K => "64 KiB",
+            Self::Size2M => "2 MiB",
+        })
+    }
+}
+
 /// One frame, owned: linear, neither `Copy` nor `Clone`. Dropping it gives it back to its pool, from any context.
 ///
 /// INV-1: a frame is in exactly one place; while this value lives, it is here.

@@ -45,7 +45,7 @@ pub mod internals {
     pub use crate::{raw::*, sync::sequence};
 }
 
-pub use frame::{Frame, PhysAddr};
+pub use frame::{Frame, FrameSize, PhysAddr};
 pub use platform::Platform;
 #[cfg(feature = "std")]
 pub use platform::linux::LinuxPlatform;

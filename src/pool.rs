@@ -66,7 +66,6 @@ pub use wait::{AllocFuture, ReserveFuture, WhenFree};
 pub use worker::WorkedPool;
 
 use cache::Cache;
-pub(crate) use config::FRAME_SIZE;
 use depot::Depot;
 use door::Door;
 use fallback::Fallback;
@@ -146,6 +145,10 @@ struct Counters {
     table_frames_leaked: counter::Shared,
 }
 
+/// The size of a page table, in bytes.
+#[cfg(feature = "vtd")]
+const TABLE: usize = crate::FrameSize::Size4K.bytes();
+
 /// The contents of a pool's frames, as its source maps them.
 struct SourceContents<'s, S>(&'s S);
 
@@ -221,7 +224,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// A frame filled with zeros, laid down as its address, for a table; none if the pool's frames are not of a table's size.
     #[cfg(feature = "vtd")]
     pub(crate) fn alloc_table_frame(&self) -> Option<PhysAddr> {
-        if self.door.frame_size() != FRAME_SIZE {
+        if self.frame_size() != TABLE {
             return None;
         }
         self.alloc_zeroed().ok().map(Frame::into_raw)
@@ -234,7 +237,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         &self,
         count: u64,
     ) -> Result<impl Iterator<Item = PhysAddr> + '_, (AllocError, u64)> {
-        let capacity = if self.door.frame_size() == FRAME_SIZE { self.door.capacity() } else { 0 };
+        let capacity = if self.frame_size() == TABLE { self.door.capacity() } else { 0 };
         let frames = u32::try_from(count).ok().filter(|&frames| frames <= capacity);
         let frames = frames.ok_or((AllocError::Exhausted, count.saturating_sub(u64::from(capacity))))?;
         let reservation = self

@@ -1,6 +1,6 @@
 //! Where a pool's frames come from: the contract with the host's allocator, and two sources of our own.
 
-use crate::frame::PhysAddr;
+use crate::frame::{FrameSize, PhysAddr};
 use core::{error::Error, fmt, ptr::NonNull};
 
 #[cfg(feature = "std")]
@@ -16,8 +16,8 @@ pub(crate) mod region;
 /// | [`reclaim`](Self::reclaim) | the worker, `maintain`, closing the pool | yes |
 /// | [`pointer`](Self::pointer), [`base`](Self::base) | any context | never |
 ///
-/// The pool checks what it is given. A frame that is misaligned, out of the window that starts at `base`, or in the
-/// pool already is refused and counted in [`Stats::refused`](crate::Stats::refused); it is not given back, since a source
+/// The pool checks what it is given. A frame that is misaligned, out of the window that starts at `base`, beyond the pool's
+/// address limit, or in the pool already is refused and counted in [`Stats::refused`](crate::Stats::refused); it is not given back, since a source
 /// that hands out such an address has lost track of it.
 ///
 /// # Safety
@@ -27,7 +27,7 @@ pub(crate) mod region;
 ///   aligned to the frame size, at the same place each time.
 /// * `try_supply`, `pointer` and `base` do not sleep, take no lock that an interrupt could find taken, allocate
 ///   nothing from a heap and do not panic.
-/// * `base` and `supplies_zeroed` are the same each time; if the latter says so, every frame is zero when it is handed out.
+/// * `base`, `frame_size` and `supplies_zeroed` are the same each time; if the last says so, every frame is zero when it is handed out.
 ///
 /// ```
 /// use core::ptr::NonNull;
@@ -68,6 +68,11 @@ pub unsafe trait FrameSource: Sync {
 
     /// Where the CPU reads and writes `frame`.
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8>;
+
+    /// How large the frames are that this source hands out: what a pool over it must be built for. As provided: 4 KiB.
+    fn frame_size(&self) -> FrameSize {
+        FrameSize::Size4K
+    }
 
     /// Whether every frame that is handed out is zero in every byte, so that the pool need not clear it. As provided: no.
     fn supplies_zeroed(&self) -> bool {

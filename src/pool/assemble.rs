@@ -94,8 +94,19 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         platform: P,
     ) -> Result<Self, BuildError> {
         let base = source.base();
-        if !base.is_aligned(u64::from(builder.frame_size)) {
+        let frame_size = builder.frame_size;
+        if source.frame_size() != frame_size {
+            return Err(BuildError::FrameSize { pool: frame_size, source: source.frame_size() });
+        }
+        if !base.is_aligned(frame_size.bytes() as u64) {
             return Err(BuildError::BaseMisaligned);
+        }
+        if base
+            .as_u64()
+            .checked_add(frame_size.bytes() as u64)
+            .is_none_or(|end| end > builder.address_limit.as_u64())
+        {
+            return Err(BuildError::BeyondLimit { base, limit: builder.address_limit });
         }
         let layout = extents.layout()?;
         let needed = layout.size() + layout.align();
@@ -126,7 +137,8 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             depot.put(Kind::Dirty, new_magazine(index as u32));
         }
         let cells = Cells::new(TaggedStack::new(cell_links), cell_contents);
-        let door = Door::new(Registry::new(positions), base, builder.frame_size, extents.capacity);
+        let door =
+            Door::new(Registry::new(positions), base, frame_size, builder.address_limit, extents.capacity);
         let pool = Self {
             clean_cache: Cache::new(Slots::new(clean_slots, magazines.share())),
             cache: Cache::new(Slots::new(dirty_slots, magazines)),

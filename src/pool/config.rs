@@ -1,6 +1,7 @@
 //! How a pool is built: every number is checked before the first frame is asked for.
 
 use crate::{
+    frame::{FrameSize, PhysAddr},
     pool::{depot, fallback::FallbackPolicy},
     raw::{
         arena::Measure,
@@ -90,7 +91,8 @@ pub struct Builder {
     pub(crate) magazine_size: Option<u32>,
     pub(crate) cpus: Option<usize>,
     pub(crate) fallback: FallbackPolicy,
-    pub(crate) frame_size: u32,
+    pub(crate) frame_size: FrameSize,
+    pub(crate) address_limit: PhysAddr,
     pub(crate) initial: Option<u32>,
     pub(crate) reservations: Option<u32>,
     pub(crate) guarantees: u32,
@@ -100,8 +102,6 @@ pub struct Builder {
 /// The number of CPUs assumed when neither the host nor the platform says.
 const CPUS_DEFAULT: usize = 16;
 pub(super) const CPUS_LIMIT: usize = 4096;
-/// The size of a frame in bytes.
-pub(crate) const FRAME_SIZE: u32 = 4096;
 /// Measured: two threads that take and give 1,024 frames at a time hardly meet at the depot with this size.
 const MAGAZINE_SIZE_DEFAULT: u32 = 255;
 /// Magazines in the slots of one CPU: two for each kind of frames.
@@ -118,7 +118,8 @@ impl Builder {
             magazine_size: None,
             cpus: None,
             fallback: FallbackPolicy::Always,
-            frame_size: FRAME_SIZE,
+            frame_size: FrameSize::Size4K,
+            address_limit: PhysAddr::new(u64::MAX),
             initial: None,
             reservations: None,
             guarantees: 0,
@@ -144,6 +145,27 @@ impl Builder {
     /// more than there are CPUs; `start` adds it by itself.
     pub const fn cpus(self, cpus: usize) -> Self {
         Self { cpus: Some(cpus), ..self }
+    }
+
+    /// How large the frames are; the source must hand out frames of the same size. Default: 4 KiB.
+    pub const fn frame_size(self, frame_size: FrameSize) -> Self {
+        Self { frame_size, ..self }
+    }
+
+    /// The first physical address that no byte of a frame may have, for example 2³² for devices that send addresses of 32 bits.
+    /// It is the source that has to keep it: what it hands out beyond is refused, counted in
+    /// [`Stats::refused`](crate::Stats::refused), and not given back. Default: none.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use framepool::{AnonymousMemory, BuildError, Builder, LinuxPlatform, PhysAddr};
+    /// let below_4g = Builder::new(64).address_limit(PhysAddr::new(1 << 32));
+    /// let refused = below_4g.build(AnonymousMemory::new(64).unwrap(), LinuxPlatform::new()).err();
+    /// assert!(matches!(refused, Some(BuildError::BeyondLimit { .. })), "this memory is far above");
+    /// # }
+    /// ```
+    pub const fn address_limit(self, limit: PhysAddr) -> Self {
+        Self { address_limit: limit, ..self }
     }
 
     /// What an empty pool does for a caller that needs a frame at once. Default: [`FallbackPolicy::Always`].
@@ -328,6 +350,20 @@ pub enum BuildError {
     },
     /// The source's base is not a multiple of the frame size.
     BaseMisaligned,
+    /// The source hands out frames of another size.
+    FrameSize {
+        /// What the pool was to have.
+        pool: FrameSize,
+        /// What the source hands out.
+        source: FrameSize,
+    },
+    /// The source begins at or beyond the address limit, so that no frame of it could be taken in.
+    BeyondLimit {
+        /// Where the source begins.
+        base: PhysAddr,
+        /// The limit.
+        limit: PhysAddr,
+    },
     /// The source could not fill the reserve, so the pool could not promise anything.
     SourceExhausted {
         /// What the reserve needs, in frames.
@@ -379,6 +415,15 @@ impl fmt::Display for BuildError {
             }
             Self::BaseMisaligned => {
                 write!(formatter, "the source's base address must be a multiple of the frame size")
+            }
+            Self::FrameSize { pool, source } => {
+                write!(
+                    formatter,
+                    "a pool of frames of {pool} over a source of {source}: give both the same size"
+                )
+            }
+            Self::BeyondLimit { base, limit } => {
+                write!(formatter, "the source begins at {base}, the limit is {limit}: give a source below it")
             }
             Self::SourceExhausted { wanted, got } => write!(
                 formatter,

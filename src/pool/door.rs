@@ -1,11 +1,11 @@
 //! The door of the pool: which frames it owns, how many, and what their numbers are.
 //!
 //! A frame comes in here once, from the source, and goes out here once, back to it; in between it only moves from place
-//! to place (INV-1). The source is not believed: a frame that is misaligned, outside the window, or in the pool already is
-//! refused and counted.
+//! to place (INV-1). The source is not believed: a frame that is misaligned, outside the window, beyond the address
+//! limit, or in the pool already is refused and counted.
 
 use crate::{
-    frame::PhysAddr,
+    frame::{FrameSize, PhysAddr},
     raw::{magazine::FrameNumber, registry::Registry},
     sync::{
         atomic::{AtomicU32, Ordering},
@@ -19,6 +19,8 @@ pub(crate) struct Door {
     registry: Registry,
     base: PhysAddr,
     frame_size: u32,
+    /// The first address that no frame may reach.
+    limit: u64,
     capacity: u32,
     /// Frames owned, and room promised to requests to the source that are under way.
     owned: AtomicU32,
@@ -26,9 +28,16 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    pub(crate) fn new(registry: Registry, base: PhysAddr, frame_size: u32, capacity: u32) -> Self {
+    pub(crate) fn new(
+        registry: Registry,
+        base: PhysAddr,
+        frame_size: FrameSize,
+        limit: PhysAddr,
+        capacity: u32,
+    ) -> Self {
+        let (frame_size, limit) = (frame_size.bytes() as u32, limit.as_u64());
         let owned = AtomicU32::new(0);
-        Self { registry, base, frame_size, capacity, owned, refused: counter::Shared::new() }
+        Self { registry, base, frame_size, limit, capacity, owned, refused: counter::Shared::new() }
     }
 
     /// The size of one frame in bytes.
@@ -71,7 +80,10 @@ impl Door {
 
     /// Lets a frame in for which room was promised; on refusal the room stays promised.
     pub(crate) fn admit(&self, address: PhysAddr) -> Option<FrameNumber> {
-        let admitted = self.number(address).filter(|&frame| self.registry.insert(frame).is_ok());
+        let within =
+            address.as_u64().checked_add(u64::from(self.frame_size)).is_some_and(|end| end <= self.limit);
+        let frame = self.number(address).filter(|_| within);
+        let admitted = frame.filter(|&frame| self.registry.insert(frame).is_ok());
         if admitted.is_none() {
             self.refused.add(1);
         }

@@ -5,8 +5,6 @@
 //! take. The guarantee is not a promise on paper: its frames are taken out of the pool when the quota is made, and as many of
 //! those that it frees stay with it as it needs to have its guarantee again. The arithmetic and its proof are in `raw/account.rs`.
 
-#[cfg(feature = "vtd")]
-use super::FRAME_SIZE;
 use super::{AllocError, FramePool, Request, ReserveError};
 use crate::{
     frame::PhysAddr,
@@ -246,7 +244,7 @@ impl<'p, S: FrameSource, P: Platform> Quota<'p, S, P> {
         count: u64,
         each: &mut dyn FnMut(PhysAddr),
     ) -> Result<(), (AllocError, u64)> {
-        if self.pool.frame_size() != FRAME_SIZE as usize {
+        if self.pool.frame_size() != super::TABLE {
             return Err((AllocError::Exhausted, count));
         }
         let room = u64::from(self.limit().saturating_sub(self.used()));

@@ -65,7 +65,8 @@ pub struct Stats {
     pub refilled: u64,
     /// Requests of the worker that the source refused.
     pub source_failures: u64,
-    /// Frames that the source handed out and the pool did not take in: misaligned, out of its window, or twice.
+    /// Frames that the source handed out and the pool did not take in: misaligned, out of its window, beyond the address
+    /// limit, or twice.
     pub refused: u64,
     /// Frames that the worker gave back to the source.
     pub trimmed: u64,

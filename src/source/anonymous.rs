@@ -2,8 +2,7 @@
 
 use super::{FrameSource, SourceError};
 use crate::{
-    frame::PhysAddr,
-    pool::FRAME_SIZE,
+    frame::{FrameSize, PhysAddr},
     raw::{
         arena::{Arena, Measure, Memory},
         numbers::Numbers,
@@ -34,11 +33,17 @@ pub enum HugePages {
 #[derive(Clone, Copy, Debug)]
 pub struct AnonymousMemoryBuilder {
     frames: u32,
+    frame_size: FrameSize,
     huge_pages: HugePages,
     populate: bool,
 }
 
 impl AnonymousMemoryBuilder {
+    /// How large the frames are. Default: 4 KiB.
+    pub const fn frame_size(self, frame_size: FrameSize) -> Self {
+        Self { frame_size, ..self }
+    }
+
     /// Whether the kernel backs the window with huge pages. Default: [`HugePages::System`].
     pub const fn huge_pages(self, huge_pages: HugePages) -> Self {
         Self { huge_pages, ..self }
@@ -60,7 +65,7 @@ impl AnonymousMemoryBuilder {
         if self.frames == 0 || self.frames == u32::MAX {
             return Err(invalid());
         }
-        let bytes = (self.frames as usize).checked_mul(FRAME_SIZE as usize).ok_or_else(invalid)?;
+        let bytes = (self.frames as usize).checked_mul(self.frame_size.bytes()).ok_or_else(invalid)?;
         let window = Window::map(bytes, self)?;
         let layout = Measure::new().array::<AtomicU32>(self.frames as usize).finish().ok_or_else(invalid)?;
         let (mut arena, memory) = Arena::on_heap(layout).ok_or(io::ErrorKind::OutOfMemory)?;
@@ -70,13 +75,14 @@ impl AnonymousMemoryBuilder {
         Ok(AnonymousMemory {
             numbers: Numbers::new(self.frames, links),
             window,
+            frame_size: self.frame_size,
             keeps_memory,
             _memory: memory,
         })
     }
 }
 
-/// Frames of 4 KiB of anonymous memory in this process.
+/// Frames of anonymous memory in this process.
 ///
 /// The physical address of a frame is its virtual address, as for a device behind a VFIO container that maps one to one.
 /// Everything is lock-free, so `try_supply` may be called in a signal handler; what it cannot avoid is that the kernel
@@ -95,12 +101,13 @@ impl AnonymousMemoryBuilder {
 pub struct AnonymousMemory {
     numbers: Numbers,
     window: Window,
+    frame_size: FrameSize,
     keeps_memory: bool,
     _memory: Memory,
 }
 
 impl AnonymousMemory {
-    /// A window of `frames` frames, with the system's defaults.
+    /// A window of `frames` frames of 4 KiB, with the system's defaults.
     ///
     /// # Errors
     /// As for [`AnonymousMemoryBuilder::build`].
@@ -110,7 +117,12 @@ impl AnonymousMemory {
 
     /// The choices for a window of `frames` frames.
     pub const fn builder(frames: u32) -> AnonymousMemoryBuilder {
-        AnonymousMemoryBuilder { frames, huge_pages: HugePages::System, populate: false }
+        AnonymousMemoryBuilder {
+            frames,
+            frame_size: FrameSize::Size4K,
+            huge_pages: HugePages::System,
+            populate: false,
+        }
     }
 }
 
@@ -181,21 +193,20 @@ unsafe impl FrameSource for AnonymousMemory {
     }
 
     fn try_supply(&self) -> Option<PhysAddr> {
-        let offset = u64::from(self.numbers.take()?) * u64::from(FRAME_SIZE);
+        let offset = u64::from(self.numbers.take()?) * self.frame_size.bytes() as u64;
         Some(PhysAddr::new(self.window.start.as_ptr() as u64 + offset))
     }
 
     unsafe fn reclaim(&self, frames: &[PhysAddr]) {
+        let size = self.frame_size.bytes();
         for &frame in frames {
             let offset = (frame.as_u64() - self.window.start.as_ptr() as u64) as usize;
-            if !self.keeps_memory
-                && self.window.advise(offset, FRAME_SIZE as usize, Advice::LinuxDontNeed).is_err()
-            {
+            if !self.keeps_memory && self.window.advise(offset, size, Advice::LinuxDontNeed).is_err() {
                 // A frame that keeps its memory (it may be locked) is as good, once it is as empty as the system's.
                 // SAFETY: the frame came back, so it is ours, and lies within the window.
-                unsafe { self.pointer(frame).as_ptr().write_bytes(0, FRAME_SIZE as usize) };
+                unsafe { self.pointer(frame).as_ptr().write_bytes(0, size) };
             }
-            self.numbers.give((offset / FRAME_SIZE as usize) as u32);
+            self.numbers.give((offset / size) as u32);
         }
     }
 
@@ -204,6 +215,10 @@ unsafe impl FrameSource for AnonymousMemory {
         // SAFETY: a frame of this source lies within the window; for any other address the result is only a pointer that
         // nobody may use.
         unsafe { NonNull::new_unchecked(self.window.start.as_ptr().wrapping_add(offset)) }
+    }
+
+    fn frame_size(&self) -> FrameSize {
+        self.frame_size
     }
 
     fn supplies_zeroed(&self) -> bool {

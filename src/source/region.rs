@@ -2,14 +2,13 @@
 
 use super::{FrameSource, SourceError};
 use crate::{
-    frame::PhysAddr,
-    pool::FRAME_SIZE,
+    frame::{FrameSize, PhysAddr},
     raw::{arena::Arena, numbers::Numbers},
     sync::atomic::AtomicU32,
 };
 use core::{error::Error, fmt, mem::MaybeUninit, ptr::NonNull};
 
-/// Frames of 4 KiB out of one piece of memory that is given away for ever. Needs neither std nor a heap: the bookkeeping, four
+/// Frames out of one piece of memory that is given away for ever. Needs neither std nor a heap: the bookkeeping, four
 /// bytes a frame, comes out of the same memory.
 ///
 /// ```
@@ -27,6 +26,7 @@ pub struct FixedRegion {
     start: NonNull<u8>,
     base: PhysAddr,
     frames: u32,
+    frame_size: FrameSize,
     numbers: Numbers,
 }
 
@@ -39,14 +39,15 @@ unsafe impl Sync for FixedRegion {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionTooSmall {
     bytes: usize,
+    frame_size: FrameSize,
 }
 
 impl fmt::Display for RegionTooSmall {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "{} bytes hold no aligned frame of 4 KiB and its bookkeeping: give at least 12 KiB",
-            self.bytes
+            "{} bytes hold no aligned frame of {} and its bookkeeping: give at least three times as much",
+            self.bytes, self.frame_size
         )
     }
 }
@@ -54,14 +55,25 @@ impl fmt::Display for RegionTooSmall {
 impl Error for RegionTooSmall {}
 
 impl FixedRegion {
-    /// A source over `memory`. The first frame starts at the first multiple of 4 KiB; its physical address is its virtual
-    /// one until [`at`](Self::at) says otherwise.
+    /// A source of frames of 4 KiB over `memory`; otherwise as [`with_frame_size`](Self::with_frame_size).
     ///
     /// # Errors
     /// [`RegionTooSmall`] if there is no room for one frame.
     pub fn new(memory: &'static mut [MaybeUninit<u8>]) -> Result<Self, RegionTooSmall> {
-        let too_small = RegionTooSmall { bytes: memory.len() };
-        let size = FRAME_SIZE as usize;
+        Self::with_frame_size(memory, FrameSize::Size4K)
+    }
+
+    /// A source over `memory`. The first frame starts at the first multiple of its size; its physical address is its virtual
+    /// one until [`at`](Self::at) says otherwise.
+    ///
+    /// # Errors
+    /// [`RegionTooSmall`] if there is no room for one frame.
+    pub fn with_frame_size(
+        memory: &'static mut [MaybeUninit<u8>],
+        frame_size: FrameSize,
+    ) -> Result<Self, RegionTooSmall> {
+        let too_small = RegionTooSmall { bytes: memory.len(), frame_size };
+        let size = frame_size.bytes();
         let padding = memory.as_ptr().align_offset(size);
         let aligned = memory.get_mut(padding..).ok_or(too_small)?;
         // Each frame takes its own size and one link; the links' alignment costs no more than one of them.
@@ -78,11 +90,12 @@ impl FixedRegion {
             start,
             base: PhysAddr::new(start.as_ptr() as u64),
             frames,
+            frame_size,
             numbers: Numbers::new(frames, links),
         })
     }
 
-    /// The same source, whose first frame has the physical address `base` (a multiple of 4 KiB).
+    /// The same source, whose first frame has the physical address `base` (a multiple of the frame size).
     pub fn at(self, base: PhysAddr) -> Self {
         Self { base, ..self }
     }
@@ -111,12 +124,12 @@ unsafe impl FrameSource for FixedRegion {
 
     fn try_supply(&self) -> Option<PhysAddr> {
         let number = self.numbers.take()?;
-        Some(PhysAddr::new(self.base.as_u64() + u64::from(number) * u64::from(FRAME_SIZE)))
+        Some(PhysAddr::new(self.base.as_u64() + u64::from(number) * self.frame_size.bytes() as u64))
     }
 
     unsafe fn reclaim(&self, frames: &[PhysAddr]) {
         for &frame in frames {
-            self.numbers.give((self.distance(frame) / FRAME_SIZE as usize) as u32);
+            self.numbers.give((self.distance(frame) / self.frame_size.bytes()) as u32);
         }
     }
 
@@ -124,6 +137,10 @@ unsafe impl FrameSource for FixedRegion {
         // SAFETY: a frame of this source lies within the region; for any other address the result is only a pointer that
         // nobody may use.
         unsafe { NonNull::new_unchecked(self.start.as_ptr().wrapping_add(self.distance(frame))) }
+    }
+
+    fn frame_size(&self) -> FrameSize {
+        self.frame_size
     }
 
     fn base(&self) -> PhysAddr {
