@@ -3,12 +3,20 @@
 
 mod common;
 
-use common::TestHost;
+use common::{Scripted, TestHost};
 use framepool::{
     AnonymousMemory, BuildError, Builder, FallbackPolicy, FixedRegion, Frame, FrameSource, HugePages,
     Outcome, PhysAddr, SourceError, Watermarks,
 };
-use std::{collections::HashSet, mem::MaybeUninit, ptr::NonNull, sync::Mutex};
+use std::{
+    collections::HashSet,
+    mem::MaybeUninit,
+    ptr::NonNull,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
+};
 
 /// A source that hands out exactly the addresses of a list, true or not, and never reads them.
 #[derive(Debug)]
@@ -129,6 +137,67 @@ fn a_panicking_source_leaves_the_accounts_in_order() {
         assert!(panicked.is_err(), "the turn was given back, so the next pass reaches the source again");
         assert_eq!(pool.stats().owned, 0);
     }
+}
+
+/// A source that panics when it gets frames back, as often as it is told.
+#[derive(Debug)]
+struct Spills {
+    inner: Scripted,
+    panics: AtomicU32,
+    kept: AtomicU32,
+}
+
+// SAFETY: everything is the inner source's; frames that it panicked over it has, and hands out never again.
+unsafe impl FrameSource for Spills {
+    fn supply(&self, frames: &mut [PhysAddr]) -> Result<usize, SourceError> {
+        self.inner.supply(frames)
+    }
+    fn try_supply(&self) -> Option<PhysAddr> {
+        self.inner.try_supply()
+    }
+    unsafe fn reclaim(&self, frames: &[PhysAddr]) {
+        if self.panics.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+            self.kept.fetch_add(frames.len() as u32, SeqCst);
+            panic!("the source panics");
+        }
+        // SAFETY: the caller's.
+        unsafe { self.inner.reclaim(frames) }
+    }
+    fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
+        self.inner.pointer(frame)
+    }
+    fn base(&self) -> PhysAddr {
+        self.inner.base()
+    }
+}
+
+#[test]
+fn a_source_that_panics_when_it_gets_frames_back_keeps_those_and_no_other() {
+    let watermarks = Watermarks { min: 2, low: 4, high: 8, max: 100 };
+    let source = Spills { inner: Scripted::new(200), panics: AtomicU32::new(0), kept: AtomicU32::new(0) };
+    let builder = Builder::new(200).watermarks(watermarks).cpus(2).magazine_size(16).initial(200);
+    let pool = builder.fallback(FallbackPolicy::Never).build(source, TestHost::default()).unwrap();
+    drop((0..40).map(|_| pool.alloc().unwrap()).collect::<Vec<_>>());
+    let panics = |work: &dyn Fn()| {
+        pool.source().panics.store(1, SeqCst);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err();
+        assert_eq!(pool.source().panics.load(SeqCst), 0, "the source was reached");
+        assert!(panicked);
+        let stats = pool.stats();
+        assert_eq!(stats.owned, u64::from(pool.source().inner.out() - pool.source().kept.load(SeqCst)));
+        assert_eq!((stats.in_use, stats.cached + stats.stock), (0, stats.owned), "INV-1 and INV-4: {stats}");
+        assert!(pool.alloc().is_ok() && pool.alloc_zeroed().is_ok(), "and the pool goes on");
+    };
+    panics(&|| {
+        pool.maintain();
+    });
+    panics(&|| {
+        pool.shrink_to(20);
+    });
+    panics(&|| drop(pool.vacate()));
+    pool.vacate().unwrap();
+    assert_eq!(pool.stats().owned, 0);
+    assert_eq!(pool.source().inner.out(), pool.source().kept.load(SeqCst));
 }
 
 #[test]
