@@ -79,8 +79,8 @@ pub unsafe trait FrameSource: Sync {
         false
     }
 
-    /// The lowest address that this source ever hands out. A pool numbers its frames from here and can hold those of
-    /// the next 2³² − 1 frames (16 TiB with frames of 4 KiB). Must be a multiple of the frame size.
+    /// The lowest address that this source ever hands out. A pool numbers its frames from here and takes those of
+    /// the next 2³² − 1 frames (16 TiB with frames of 4 KiB), up to its capacity. Must be a multiple of the frame size.
     fn base(&self) -> PhysAddr {
         PhysAddr::new(0)
     }
