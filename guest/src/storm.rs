@@ -90,6 +90,8 @@ static FINISHED: AtomicUsize = AtomicUsize::new(0);
 /// CPUs that shall be offline, and that are.
 static SHALL_REST: [AtomicBool; CPUS] = [const { AtomicBool::new(false) }; CPUS];
 static RESTS: [AtomicBool; CPUS] = [const { AtomicBool::new(false) }; CPUS];
+/// Frames that were taken out of the caches of CPUs that rest.
+static DRAINED: AtomicU32 = AtomicU32::new(0);
 static MAPPED: AtomicU64 = AtomicU64::new(0);
 
 fn pool() -> &'static Pool {
@@ -164,13 +166,20 @@ fn settle(memory: &'static PhysicalMemory, count: usize, rested: u32) -> bool {
         say!("FAIL {violations} violations, the first: {first}");
     }
     say!(
-        "{count} CPUs: {} operations, {} mappings, {} interrupts, {} NMIs, {rested} times offline, {violations} violations",
+        "{count} CPUs: {} operations, {} mappings, {} interrupts, {} NMIs, {rested} times offline, {} frames drained, \
+         {violations} violations",
         allocated + stats.freed,
         MAPPED.load(Relaxed),
         entered(INTERRUPT),
-        entered(UNMASKABLE)
+        entered(UNMASKABLE),
+        DRAINED.load(Relaxed)
     );
-    violations == 0 && entered(INTERRUPT) > 0 && entered(UNMASKABLE) > 0 && rested > 0 && stats.refills > 0
+    violations == 0
+        && entered(INTERRUPT) > 0
+        && entered(UNMASKABLE) > 0
+        && rested > 0
+        && DRAINED.load(Relaxed) > 0
+        && stats.refills > 0
 }
 
 /// CPU 0: the refill thread, and the source of all disturbance. How often a CPU went offline.
@@ -211,6 +220,9 @@ fn rest(cpu: usize, count: usize) -> bool {
             pool().maintain();
         }
     }
+    let drained = pool().drain_cpu(cpu);
+    ledger::demand(drained.is_ok(), &"the cache of a CPU that rests is in use");
+    DRAINED.fetch_add(drained.unwrap_or(0), Relaxed);
     // Ordering: Release, to the Acquire in `work`.
     SHALL_REST[cpu].store(false, Release);
     true

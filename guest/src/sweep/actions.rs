@@ -4,7 +4,11 @@ use super::{
     bounds::{Operation, measured},
     rig::{Domain, HANDLER, UNMASKABLE, domain, maintain, pool, reservation},
 };
-use crate::{hand::Hand, host::CpuLocal, ledger};
+use crate::{
+    hand::{Hand, PoolFrame},
+    host::CpuLocal,
+    ledger,
+};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use framepool::{
     PhysAddr, Request,
@@ -84,6 +88,11 @@ fn turn_over() {
     let mut frames = [const { None }; 3];
     let _ = measured(Operation::AllocBulk, || pool().alloc_bulk(Request::ORDINARY, &mut frames));
     measured(Operation::FreeBulk, || pool().free_bulk(&mut frames));
+    if let Ok(frame) = measured(Operation::AllocZeroed, || pool().alloc_zeroed()) {
+        ledger::demand(is_zero(&frame), &"INV-9: a frame handed out as zeroed is not zero");
+        // SAFETY: nobody has written to it.
+        measured(Operation::FreeZeroed, || unsafe { frame.free_zeroed() });
+    }
     if let Ok(reservation) = measured(Operation::Reserve, || pool().reserve(3)) {
         measured(Operation::DropReservation, || drop(reservation));
     }
@@ -94,6 +103,13 @@ fn turn_over() {
 pub const REMAPPED: u64 = (1 << 30) + (2 << 20);
 /// Where it maps a whole table of pages.
 const REPLACED: u64 = REMAPPED + (2 << 20);
+
+/// Whether every byte of a frame is zero.
+pub fn is_zero(frame: &PoolFrame) -> bool {
+    // SAFETY: the frame is its owner's, who lets us look.
+    let words = unsafe { core::slice::from_raw_parts(frame.as_ptr().cast::<u64>().as_ptr(), 512) };
+    words.iter().all(|&word| word == 0)
+}
 
 static CHURN: AtomicU32 = AtomicU32::new(1);
 

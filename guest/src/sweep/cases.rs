@@ -1,7 +1,7 @@
 //! The operations under observation, each brought to the tier that it is to take.
 
 use super::{
-    actions::{REMAPPED, unmap},
+    actions::{REMAPPED, is_zero, unmap},
     bounds::Operation,
     observation::observed,
     rig::{
@@ -92,6 +92,16 @@ fn alloc_as(request: Request) {
 fn alloc() {
     alloc_as(Request::ORDINARY);
 }
+
+fn alloc_zeroed() {
+    if let Ok(frame) = observed(|| pool().alloc_zeroed()) {
+        ledger::demand(is_zero(&frame), &"INV-9: a frame handed out as zeroed is not zero");
+        THREAD.keep(frame);
+    }
+}
+
+/// A frame of zeros that its owner has not touched, or 0.
+static UNTOUCHED: AtomicU64 = AtomicU64::new(0);
 
 fn free() {
     let Some(frame) = THREAD.release(pool()) else { return ledger::violation(&"nothing to free") };
@@ -337,7 +347,12 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "alloc: full magazine from the depot, ringing",
-        prepare: || take(DEPOT - (MARKS.low - MARKS.min) as usize),
+        prepare: || {
+            // The root table has rung for zeros; from here on the doorbell is silent.
+            maintain();
+            pool().platform().take_refill_wanted();
+            take(DEPOT - (MARKS.low - MARKS.min) as usize);
+        },
         run: alloc,
         reached: |before, after| after.depot_hits == before.depot_hits + 1 && after.rings == before.rings + 1,
         ..BASE
@@ -383,6 +398,36 @@ pub const CASES: &[Case] = &[
         prepare: drain,
         run: alloc,
         reached: |before, after| after.exhausted == before.exhausted + 1,
+        ..BASE
+    },
+    Case {
+        name: "alloc_zeroed: from the clean side",
+        operation: Operation::AllocZeroed,
+        prepare: maintain,
+        run: alloc_zeroed,
+        reached: |before, after| after.zeroed_hits == before.zeroed_hits + 1,
+        ..BASE
+    },
+    Case {
+        name: "alloc_zeroed: cleared here",
+        operation: Operation::AllocZeroed,
+        run: alloc_zeroed,
+        reached: |before, after| after.cleared_inline == before.cleared_inline + 1,
+        ..BASE
+    },
+    Case {
+        name: "free_zeroed",
+        operation: Operation::FreeZeroed,
+        prepare: || match pool().alloc_zeroed() {
+            Ok(frame) => UNTOUCHED.store(frame.into_raw().as_u64(), Relaxed),
+            Err(_) => ledger::violation(&"a case could not be prepared: no frame"),
+        },
+        run: || {
+            let frame = PhysAddr::new(UNTOUCHED.swap(0, Relaxed));
+            // SAFETY: `prepare` laid it down, and nobody has written to it.
+            observed(|| unsafe { PoolFrame::from_raw(pool(), frame).free_zeroed() });
+        },
+        reached: |before, after| after.in_use == before.in_use - 1,
         ..BASE
     },
     Case {
@@ -570,6 +615,44 @@ pub const CASES: &[Case] = &[
             ledger::demand(observed(|| pool().vacate()).is_err(), &"a pool was emptied while frames were out")
         },
         reached: |before, after| after.owned == before.owned,
+        ..BASE
+    },
+    Case {
+        name: "drain_cpu: another one",
+        operation: Operation::DrainCpu,
+        prepare: || {
+            on_other_cpu(|| {
+                take(2 * MAGAZINE);
+                give(2 * MAGAZINE);
+            });
+        },
+        run: || {
+            let drained = observed(|| pool().drain_cpu(1));
+            ledger::demand(drained.is_ok(), &"nobody uses the cache of the other CPU");
+        },
+        reached: |before, after| after.cached + 2 * MAGAZINE as u64 == before.cached,
+        ..BASE
+    },
+    Case {
+        name: "drain_cpu: its own",
+        operation: Operation::DrainCpu,
+        prepare: || {
+            take(2 * MAGAZINE);
+            give(2 * MAGAZINE);
+        },
+        run: || {
+            let _ = observed(|| pool().drain_cpu(0));
+        },
+        reached: |before, after| before.cached > 0 && after.cached == 0,
+        ..BASE
+    },
+    Case {
+        name: "shrink_to",
+        operation: Operation::ShrinkTo,
+        run: || {
+            let _ = observed(|| pool().shrink_to(MARKS.low + 8));
+        },
+        reached: |before, after| after.owned < before.owned,
         ..BASE
     },
     Case {
