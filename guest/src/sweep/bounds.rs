@@ -71,7 +71,7 @@ const LIMITS: [(Operation, &str, [u64; CONTEXTS]); 22] = [
     (Operation::DropReservation, "drop reservation", [480, 790, 490, 0]),
     (Operation::Stats, "stats", [500, 500, 550, 0]),
     (Operation::Maintain, "maintain", [20500, 29700, 0, 0]),
-    (Operation::Vacate, "vacate", [630, 630, 0, 0]),
+    (Operation::Vacate, "vacate", [810, 810, 0, 0]),
     (Operation::DrainCpu, "drain_cpu", [670, 830, 0, 0]),
     (Operation::ShrinkTo, "shrink_to", [2300, 6600, 0, 0]),
     (Operation::Map, "map", [4900, 10500, 9000, 0]),
