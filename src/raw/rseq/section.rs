@@ -48,11 +48,12 @@ const ABORTED_COUNTED: isize = -3;
 ///
 /// In: `area`, the offset of the thread's area from the thread pointer, or 0; `slots`, the address of the [`Slots`].
 /// The body finds the slot of this CPU in `slot`. It leaves with a jump to `8f`, before it has stored anything.
+/// `commit` is its last instruction, and the only store that anybody else ever looks at.
 ///
 /// A body may count, by subtracting -1 from a counter: up to there every instruction leaves the carry flag clear, this one sets
 /// it, and from there to the end none touches it. So the abort label knows whether this attempt was counted.
 macro_rules! restartable {
-    ($($body:literal),+ ; $($operands:tt)+) => {
+    ($($body:literal),+ ; commit $commit:literal ; $($operands:tt)+) => {
         asm!(
             // Arm it. The carry flag is clear from here on.
             "test {area}, {area}",
@@ -67,17 +68,20 @@ macro_rules! restartable {
             "shl {slot}, {slot_bits}",
             "add {slot}, qword ptr [{slots} + {slot_base}]",
             $($body,)+
+            $commit,
             "3:",
+            // Where all ways meet.
+            "6:",
             ".pushsection .text.unlikely.framepool_rseq, \"ax\", @progbits",
             ".byte 0x0f, 0xb9, 0x3d",
             ".long {signature}",
             "7:",
             "mov {status}, {aborted}",
             "sbb {status}, 0",
-            "jmp 3b",
+            "jmp 6b",
             "8:",
             "mov {status}, {left}",
-            "jmp 3b",
+            "jmp 6b",
             ".popsection",
             // What the kernel reads: version, flags, start, length up to behind the commit, abort label.
             ".pushsection __rseq_cs, \"aw\", @progbits",
@@ -135,8 +139,8 @@ impl Area {
                 "mov {gate}, qword ptr [{slots} + {entry_base}]",
                 "sub qword ptr [{slot} + {popped}], -1",
                 "mov {frame:e}, dword ptr [{gate} + {loaded} * 4 - 4]",
-                "dec {loaded:e}",
-                "mov dword ptr [{slot} + {word}], {loaded:e}";
+                "dec {loaded:e}";
+                commit "mov dword ptr [{slot} + {word}], {loaded:e}";
                 area = in(reg) self.offset(),
                 slots = in(reg) slots,
                 status = out(reg) status,
@@ -176,8 +180,8 @@ impl Area {
                 "mov {entries}, qword ptr [{slots} + {entry_base}]",
                 "sub qword ptr [{slot} + {pushed}], -1",
                 "mov dword ptr [{entries} + {loaded} * 4], {frame:e}",
-                "inc {loaded:e}",
-                "mov dword ptr [{slot} + {word}], {loaded:e}";
+                "inc {loaded:e}";
+                commit "mov dword ptr [{slot} + {word}], {loaded:e}";
                 area = in(reg) self.offset(),
                 slots = in(reg) slots,
                 frame = in(reg) frame,
@@ -199,6 +203,9 @@ impl Area {
 
     /// Takes frames out of the loaded magazine of this CPU's slot, the last first; how many, at least one.
     pub(crate) fn pop_many(self, slots: &Slots, frames: &mut [FrameNumber]) -> Result<usize, Setback> {
+        if frames.is_empty() {
+            return Err(Setback::Left);
+        }
         let (status, slot, count): (isize, *const Slot, usize);
         // SAFETY: up to the commit, nothing is stored but what the caller gave room for: the smaller of the length and its room,
         // which is not 0. The entries are filled, and ours if the commit happens (raw/rseq.rs).
@@ -206,14 +213,13 @@ impl Area {
             restartable!(
                 // The gate before the word, as in `pop`.
                 "mov {gate:e}, dword ptr [{slot} + {gate_mask}]",
-                "mov {word}, qword ptr [{slot} + {word_at}]",
-                "and {gate:e}, {word:e}",
+                "mov {loaded:e}, dword ptr [{slot} + {word}]",
+                "and {gate:e}, {loaded:e}",
                 "jz 8f",
                 "cmp {gate}, {room}",
                 "cmova {gate}, {room}",
                 "mov {entries}, qword ptr [{slots} + {entry_base}]",
-                "mov {entry:e}, {word:e}",
-                "lea {entries}, [{entries} + {entry} * 4]",
+                "lea {entries}, [{entries} + {loaded} * 4]",
                 "xor {count:e}, {count:e}",
                 "4:",
                 "sub {entries}, 4",
@@ -222,8 +228,8 @@ impl Area {
                 "inc {count}",
                 "cmp {count}, {gate}",
                 "jb 4b",
-                "sub {word}, {count}",
-                "mov qword ptr [{slot} + {word_at}], {word}";
+                "sub {loaded:e}, {count:e}";
+                commit "mov dword ptr [{slot} + {word}], {loaded:e}";
                 area = in(reg) self.offset(),
                 slots = in(reg) slots,
                 frames = in(reg) frames.as_mut_ptr(),
@@ -231,12 +237,12 @@ impl Area {
                 status = out(reg) status,
                 slot = out(reg) slot,
                 gate = out(reg) _,
-                word = out(reg) _,
+                loaded = out(reg) _,
                 entries = out(reg) _,
                 entry = out(reg) _,
                 count = out(reg) count,
                 gate_mask = const GATE_MASK,
-                word_at = const WORD,
+                word = const WORD,
                 entry_base = const ENTRY_BASE,
             );
         }
@@ -256,6 +262,9 @@ impl Area {
         frames: &[FrameNumber],
         wanted: &Wanted,
     ) -> Result<usize, Setback> {
+        if frames.is_empty() {
+            return Err(Setback::Left);
+        }
         let (status, slot, count): (isize, *const Slot, usize);
         // SAFETY: up to the commit, only free entries are stored to, the smaller of the room in the magazine and the frames
         // there are, which is not 0. The magazine is ours as long as the sequence is not aborted (raw/rseq.rs).
@@ -266,16 +275,15 @@ impl Area {
                 "jne 8f",
                 // The gate before the word, as in `pop`.
                 "mov {gate:e}, dword ptr [{slot} + {gate_size}]",
-                "mov {word}, qword ptr [{slot} + {word_at}]",
+                "mov {loaded:e}, dword ptr [{slot} + {word}]",
                 "mov {entry:e}, dword ptr [{slots} + {position_mask}]",
-                "and {entry:e}, {word:e}",
+                "and {entry:e}, {loaded:e}",
                 "sub {gate:e}, {entry:e}",
                 "jbe 8f",
                 "cmp {gate}, {available}",
                 "cmova {gate}, {available}",
                 "mov {entries}, qword ptr [{slots} + {entry_base}]",
-                "mov {entry:e}, {word:e}",
-                "lea {entries}, [{entries} + {entry} * 4]",
+                "lea {entries}, [{entries} + {loaded} * 4]",
                 "xor {count:e}, {count:e}",
                 "4:",
                 "mov {entry:e}, dword ptr [{frames} + {count} * 4]",
@@ -283,8 +291,8 @@ impl Area {
                 "inc {count}",
                 "cmp {count}, {gate}",
                 "jb 4b",
-                "add {word}, {count}",
-                "mov qword ptr [{slot} + {word_at}], {word}";
+                "add {loaded:e}, {count:e}";
+                commit "mov dword ptr [{slot} + {word}], {loaded:e}";
                 area = in(reg) self.offset(),
                 slots = in(reg) slots,
                 frames = in(reg) frames.as_ptr(),
@@ -293,12 +301,12 @@ impl Area {
                 status = out(reg) status,
                 slot = out(reg) slot,
                 gate = out(reg) _,
-                word = out(reg) _,
+                loaded = out(reg) _,
                 entries = out(reg) _,
                 entry = out(reg) _,
                 count = out(reg) count,
                 gate_size = const GATE_SIZE,
-                word_at = const WORD,
+                word = const WORD,
                 position_mask = const POSITION_MASK,
                 entry_base = const ENTRY_BASE,
             );
@@ -322,9 +330,9 @@ impl Area {
                 // The gate before the word, as in `pop`.
                 "cmp dword ptr [{slot} + {gate_mask}], 0",
                 "je 8f",
-                "cmp qword ptr [{slot} + {word_at}], {before}",
-                "jne 8f",
-                "mov qword ptr [{slot} + {word_at}], {after}";
+                "cmp qword ptr [{slot} + {word}], {before}",
+                "jne 8f";
+                commit "mov qword ptr [{slot} + {word}], {after}";
                 area = in(reg) self.offset(),
                 slots = in(reg) slots,
                 wanted = in(reg) slot,
@@ -333,7 +341,7 @@ impl Area {
                 status = out(reg) status,
                 slot = out(reg) _,
                 gate_mask = const GATE_MASK,
-                word_at = const WORD,
+                word = const WORD,
             );
         }
         if status < 0 { Err(setback(status)) } else { Ok(()) }
