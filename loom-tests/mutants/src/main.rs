@@ -1,9 +1,9 @@
 //! Weakens one line of the crate at a time and demands that the check named beside it fails.
 //!
-//! The list is `mutants.toml`. Each mutant is built in a copy of the sources under `target/mutants`, so that the crate
-//! itself carries no switches, into target directories of its own: cargo cannot tell a package from its copy, and would take what
-//! was built from a mutant for what it builds from the original later. A mutant that does not build, or whose check passes, is an
-//! error. A check that hangs has failed: many a weakening makes a chain of links go round.
+//! The list is `mutants.toml`. As many are tried at a time as there are CPUs, each in a copy of the sources under `target/mutants`, so
+//! that the crate itself carries no switches, and in target directories of its own: cargo cannot tell a package from its copy, and
+//! would take what was built from a mutant for what it builds from the original later. A mutant that does not build, or whose check
+//! passes, is an error. A check that hangs has failed: many a weakening makes a chain of links go round.
 
 use clap::Parser;
 use nix::{
@@ -15,9 +15,12 @@ use std::{
     env,
     error::Error,
     fs,
+    num::NonZero,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    thread,
     time::{Duration, Instant},
 };
 use wait_timeout::ChildExt;
@@ -33,6 +36,9 @@ struct Arguments {
     /// Only those whose check is not a loom model.
     #[arg(long)]
     no_loom: bool,
+    /// How many at a time; as many as there are CPUs unless it is given.
+    #[arg(long)]
+    jobs: Option<NonZero<usize>>,
 }
 
 #[derive(Deserialize)]
@@ -83,76 +89,122 @@ const SOURCES: [&str; 10] = [
     "examples/traces/DMAR-net.bin",
 ];
 
+/// Where one mutant after the other is built and run: a copy of the sources, and target directories.
+struct Workshop {
+    root: PathBuf,
+    directory: PathBuf,
+}
+
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let arguments = Arguments::parse();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
-    let tree = root.join("target/mutants/tree");
     let list: List = toml::from_str(&fs::read_to_string(root.join("loom-tests/mutants/mutants.toml"))?)?;
-    let chosen = list.mutant.iter().filter(|mutant| {
-        let named =
-            arguments.words.is_empty() || arguments.words.iter().any(|word| mutant.name.contains(word));
-        named && !(arguments.no_loom && matches!(mutant.check, Check::Loom(_)))
-    });
-    if tree.exists() {
-        fs::remove_dir_all(&tree)?;
-    }
-    for source in SOURCES.iter().filter(|source| root.join(source).exists()) {
-        copy(&root.join(source), &tree.join(source))?;
-    }
-    let (mut run, mut caught) = (0, 0);
-    for mutant in chosen {
-        let start = Instant::now();
-        let fate = run_one(mutant, &root, &tree)?;
-        run += 1;
-        caught += usize::from(fate == Fate::Caught);
-        let word = match &fate {
-            Fate::Caught => "caught".into(),
-            Fate::Survived => "SURVIVED".into(),
-            Fate::DoesNotBuild(errors) => format!("DOES NOT BUILD\n{errors}"),
-        };
-        println!("{:<64} {:>5.1} s  {word}", mutant.name, start.elapsed().as_secs_f32());
-    }
+    let chosen: Vec<&Mutant> = list.mutant.iter().filter(|mutant| arguments.choose(mutant)).collect();
+    let jobs = arguments.jobs.map_or_else(thread::available_parallelism, Ok)?.get().min(chosen.len());
+    let (next, caught) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let work = |number: usize| -> Result<(), String> {
+        let workshop = Workshop::new(&root, number).map_err(|error| error.to_string())?;
+        while let Some(mutant) = chosen.get(next.fetch_add(1, Relaxed)) {
+            let start = Instant::now();
+            let fate = workshop.try_out(mutant).map_err(|error| error.to_string())?;
+            caught.fetch_add(usize::from(fate == Fate::Caught), Relaxed);
+            let word = match &fate {
+                Fate::Caught => "caught".into(),
+                Fate::Survived => "SURVIVED".into(),
+                Fate::DoesNotBuild(errors) => format!("DOES NOT BUILD\n{errors}"),
+            };
+            println!("{:<64} {:>5.1} s  {word}", mutant.name, start.elapsed().as_secs_f32());
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs).map(|number| scope.spawn(move || work(number))).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| "a worker panicked")?)
+    })?;
+    let (run, caught) = (chosen.len(), caught.into_inner());
     println!("{caught} of {run} mutants caught");
     Ok(if caught == run && run > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run_one(mutant: &Mutant, root: &Path, tree: &Path) -> Result<Fate, Box<dyn Error>> {
-    let original = fs::read_to_string(root.join(&mutant.file))?;
-    let (find, replace) = (mutant.find.trim_matches('\n'), mutant.replace.trim_matches('\n'));
-    if original.matches(find).count() != 1 {
-        return Err(format!("{}: `{find}` must stand once in {}", mutant.name, mutant.file.display()).into());
+impl Arguments {
+    fn choose(&self, mutant: &Mutant) -> bool {
+        let named = self.words.is_empty() || self.words.iter().any(|word| mutant.name.contains(word));
+        named && !(self.no_loom && matches!(mutant.check, Check::Loom(_)))
     }
-    let path = tree.join(&mutant.file);
-    fs::write(&path, original.replace(find, replace))?;
-    let fate = check(&mutant.check, root, tree);
-    fs::write(&path, original)?;
-    fate
 }
 
-fn check(check: &Check, root: &Path, tree: &Path) -> Result<Fate, Box<dyn Error>> {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(tree).env("CARGO_TARGET_DIR", root.join("target/mutants/program"));
-    let test = ["test", "--quiet", "--release"];
-    match check {
-        Check::Loom(name) => {
-            let flags = env::var("RUSTFLAGS").unwrap_or_default();
-            command.args(test).args(["-p", "loom-tests", "--test", name]);
-            command.env("RUSTFLAGS", format!("{flags} --cfg loom"));
-            command.env("CARGO_TARGET_DIR", root.join("target/mutants/loom"));
+impl Workshop {
+    fn new(root: &Path, number: usize) -> std::io::Result<Self> {
+        let workshop = Self { root: root.into(), directory: root.join(format!("target/mutants/{number}")) };
+        let tree = workshop.tree();
+        if tree.exists() {
+            fs::remove_dir_all(&tree)?;
         }
-        Check::Program(name) => {
-            command.args(test).args(["-p", "framepool", "--test", name]);
+        for source in SOURCES.iter().filter(|source| root.join(source).exists()) {
+            copy(&root.join(source), &tree.join(source))?;
         }
-        Check::Guest(name) => {
-            command.args(["run", "--quiet", "--release", "-p", "guest-runner", "--", name]);
-            command.env("GUEST_TARGET_DIR", root.join("target/mutants/guest"));
+        Ok(workshop)
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.directory.join("tree")
+    }
+
+    fn try_out(&self, mutant: &Mutant) -> Result<Fate, Box<dyn Error>> {
+        let original = fs::read_to_string(self.root.join(&mutant.file))?;
+        let (find, replace) = (mutant.find.trim_matches('\n'), mutant.replace.trim_matches('\n'));
+        if original.matches(find).count() != 1 {
+            return Err(
+                format!("{}: `{find}` must stand once in {}", mutant.name, mutant.file.display()).into()
+            );
+        }
+        let path = self.tree().join(&mutant.file);
+        fs::write(&path, original.replace(find, replace))?;
+        let fate = self.check(&mutant.check);
+        fs::write(&path, original)?;
+        fate
+    }
+
+    fn check(&self, check: &Check) -> Result<Fate, Box<dyn Error>> {
+        let mut fate = Fate::Caught;
+        for command in self.commands(check) {
+            if let Some(errors) = command_built(&command)? {
+                return Ok(Fate::DoesNotBuild(errors));
+            }
+            if passes(command)? {
+                fate = Fate::Survived;
+            }
+        }
+        Ok(fate)
+    }
+
+    /// What must fail, all of it.
+    fn commands(&self, check: &Check) -> Vec<Command> {
+        let cargo = |arguments: &[&str], target: &str| {
+            let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            command.current_dir(self.tree()).args(arguments);
+            command.env("CARGO_TARGET_DIR", self.directory.join(target));
+            command
+        };
+        let test = ["test", "--quiet", "--release", "-p"];
+        match check {
+            Check::Loom(name) => {
+                let flags = env::var("RUSTFLAGS").unwrap_or_default();
+                let mut command = cargo(&[&test[..], &["loom-tests", "--test", name]].concat(), "loom");
+                command.env("RUSTFLAGS", format!("{flags} --cfg loom"));
+                vec![command]
+            }
+            Check::Program(name) => {
+                vec![cargo(&[&test[..], &["framepool", "--test", name]].concat(), "program")]
+            }
+            Check::Guest(name) => {
+                let mut command =
+                    cargo(&["run", "--quiet", "--release", "-p", "guest-runner", "--", name], "program");
+                command.env("GUEST_TARGET_DIR", self.directory.join("guest"));
+                vec![command]
+            }
         }
     }
-    let built = command_built(&command)?;
-    if let Some(errors) = built {
-        return Ok(Fate::DoesNotBuild(errors));
-    }
-    Ok(if passes(command)? { Fate::Survived } else { Fate::Caught })
 }
 
 /// Whether `command` ends in time and with success. Whatever it has started ends with it.
