@@ -35,6 +35,19 @@ static STASH: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
 static TAKEN: AtomicU64 = AtomicU64::new(0);
 static GIVEN: AtomicU64 = AtomicU64::new(0);
 
+/// A pool with a single slot, which no sequence enters: a CPU other than the first has a number beyond it.
+pub(crate) fn without_slots() -> Pool {
+    let marks = Watermarks { min: 0, low: 0, high: FRAMES, max: FRAMES };
+    let builder = Builder::new(FRAMES).watermarks(marks).magazine_size(MAGAZINE).cpus(1);
+    builder.build(AnonymousMemory::new(FRAMES).unwrap(), LinuxPlatform::new()).unwrap()
+}
+
+/// Takes a frame and gives it back, with instances of the sequences of its own.
+#[inline(never)]
+pub(crate) fn take_and_give(pool: &Pool) {
+    drop(black_box(pool).alloc().unwrap());
+}
+
 pub(crate) fn build() {
     let marks = Watermarks { min: 0, low: 0, high: FRAMES, max: FRAMES };
     let builder = Builder::new(FRAMES)

@@ -39,7 +39,7 @@ const PUSHED: usize = offset_of!(Slot, pushed);
 const SLOT_BITS: u32 = size_of::<CachePadded<Slot>>().ilog2();
 const _: () = assert!(size_of::<CachePadded<Slot>>() == 1 << SLOT_BITS);
 
-/// What `status` is after a sequence; an address in user space, which is positive, after one that committed.
+/// What `status` is after a sequence; an address in user space, which is positive, or 0 after one that committed.
 const LEFT: isize = -1;
 const ABORTED: isize = -2;
 const ABORTED_COUNTED: isize = -3;
@@ -50,12 +50,13 @@ const ABORTED_COUNTED: isize = -3;
 /// The body finds the slot of this CPU in `slot`. It leaves with a jump to `8f`, before it has stored anything.
 /// `commit` is its last instruction, and the only store that anybody else ever looks at.
 ///
-/// A body may count, by subtracting -1 from a counter: up to there every instruction leaves the carry flag clear, this one sets
-/// it, and from there to the end none touches it. So the abort label knows whether this attempt was counted.
+/// A body may count: it clears `status`, and the carry flag with it, subtracts -1 from a counter, which sets the flag, and from there
+/// to the end changes neither. So the abort label knows whether this attempt was counted: up to the counter either `status` is
+/// still the address that armed it, or the flag is clear. The flag alone would not do: a comparison before a jump sets it as well.
 macro_rules! restartable {
     ($($body:literal),+ ; commit $commit:literal ; $($operands:tt)+) => {
         asm!(
-            // Arm it. The carry flag is clear from here on.
+            // Arm it.
             "test {area}, {area}",
             "jz 8f",
             "lea {status}, [rip + 5f]",
@@ -76,8 +77,13 @@ macro_rules! restartable {
             ".byte 0x0f, 0xb9, 0x3d",
             ".long {signature}",
             "7:",
+            "jnc 9f",
+            "test {status}, {status}",
+            "jnz 9f",
+            "mov {status}, {aborted_counted}",
+            "jmp 6b",
+            "9:",
             "mov {status}, {aborted}",
-            "sbb {status}, 0",
             "jmp 6b",
             "8:",
             "mov {status}, {left}",
@@ -97,6 +103,7 @@ macro_rules! restartable {
             slot_base = const SLOT_BASE,
             signature = const SIGNATURE,
             aborted = const ABORTED,
+            aborted_counted = const ABORTED_COUNTED,
             left = const LEFT,
             $($operands)+
             options(nostack),
@@ -137,6 +144,7 @@ impl Area {
                 "test {loaded:e}, {gate:e}",
                 "jz 8f",
                 "mov {gate}, qword ptr [{slots} + {entry_base}]",
+                "xor {status:e}, {status:e}",
                 "sub qword ptr [{slot} + {popped}], -1",
                 "mov {frame:e}, dword ptr [{gate} + {loaded} * 4 - 4]",
                 "dec {loaded:e}";
@@ -178,6 +186,7 @@ impl Area {
                 "cmp {gate:e}, {entries:e}",
                 "jbe 8f",
                 "mov {entries}, qword ptr [{slots} + {entry_base}]",
+                "xor {status:e}, {status:e}",
                 "sub qword ptr [{slot} + {pushed}], -1",
                 "mov dword ptr [{entries} + {loaded} * 4], {frame:e}",
                 "inc {loaded:e}";
