@@ -51,6 +51,7 @@ mod hardware;
 #[allow(unsafe_code, reason = "takes the caller's word that hardware has let go")]
 mod invalidation;
 mod map;
+mod map_pages;
 mod mappings;
 #[cfg(feature = "model")]
 mod model_unit;
@@ -62,6 +63,7 @@ mod sizing;
 #[allow(unsafe_code, reason = "the one file that reads and writes table entries")]
 mod table;
 mod tables;
+mod targets;
 mod unmap;
 mod walk;
 mod walkers;
@@ -94,7 +96,7 @@ pub use model_unit::{EntryProblem, Fault, ModelUnit, Violation};
 pub use page_block::{Blocks, PageBlock, Selection};
 pub use requester::{Pasid, SourceId};
 pub use second_stage::SecondStage;
-pub use width::{Iova, Levels, PageSizes};
+pub use width::{INTERRUPT_RANGE, Iova, Levels, PageSizes};
 pub use window::{DmaWindow, ShareError, WindowConfig, WindowError, WindowHost};
 
 /// What a format is made of, for the models, whose tables have two entries.

@@ -272,6 +272,9 @@ fn check_unit<F: Format>(
             }
             Err(MapError::Range(_)) => prop_assert!(iova + length > 1 << width),
             Err(MapError::TargetBeyondWidth { .. }) => prop_assert!(target + length > 1 << 47),
+            Err(MapError::InterruptTarget { .. }) => {
+                prop_assert!(target < INTERRUPT_RANGE.end && target + length > INTERRUPT_RANGE.start);
+            }
             Err(error) => prop_assert!(matches!(error, MapError::AlreadyMapped { .. }), "{}", error),
         }
     }

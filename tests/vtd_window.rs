@@ -177,9 +177,15 @@ fn a_window_lies_in_its_domain() {
         let memory = vec![MaybeUninit::uninit(); bytes].leak();
         DmaWindow::new_in(memory, &*domain, Machine::default(), config).err()
     };
-    for (base, slots, slot_pages) in
-        [(0, 1, 1), (1, 1, 1), (BASE, 0, 1), (BASE, 1, 0), (1 << 39, 1, 1), (!0xFFF, u32::MAX, u32::MAX)]
-    {
+    for (base, slots, slot_pages) in [
+        (0, 1, 1),
+        (1, 1, 1),
+        (BASE, 0, 1),
+        (BASE, 1, 0),
+        (1 << 39, 1, 1),
+        (0xFEDF_F000, 2, 1),
+        (!0xFFF, u32::MAX, u32::MAX),
+    ] {
         let refused = window(base, slots, slot_pages, 4096);
         assert!(matches!(refused, Some(WindowError::Range { .. })), "{base:#x} {slots} {slot_pages}");
     }

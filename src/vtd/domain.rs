@@ -7,10 +7,11 @@ use super::{
     first_stage::FirstStage,
     format::{Format, Permissions, Stage},
     frame_list::FrameList,
-    map,
+    map::Wish,
     second_stage::SecondStage,
     table::Table,
     tables::Tables,
+    targets::Piece,
     unmap,
     walk::walk,
     walkers,
@@ -148,7 +149,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     }
 
     /// Maps `length` bytes from `iova` on to physical memory from `target` on, with the largest leaves that alignment and
-    /// hardware allow. All or nothing. Returns nothing, or with [`CachingMode`](super::CachingMode) what the units must be told.
+    /// hardware allow. All or nothing. The physical range may not meet the [interrupt range](super::INTERRUPT_RANGE). Returns nothing, or with [`CachingMode`](super::CachingMode) what the units must be told.
     ///
     /// From thread and interrupt context, not from an NMI. Never sleeps. Bounded by the tables touched, for each of which
     /// another mapper may make one exchange be lost.
@@ -168,25 +169,12 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         length: u64,
         permissions: Permissions,
     ) -> Result<F::Mapped<'_, A>, MapError> {
-        let span = self.config.span(iova, length)?;
-        if !target.is_aligned(PAGE) {
-            return Err(MapError::TargetMisaligned { target });
-        }
-        let width = self.config.host_address_width;
-        if target.as_u64().checked_add(length).is_none_or(|end| end > 1 << width) {
-            return Err(MapError::TargetBeyondWidth { target, length, width });
-        }
-        F::STAGE.check_permissions(permissions)?;
-        let _walk = self.tables.enter();
-        let wish = map::Wish::new::<F>(iova, target, permissions, &self.config);
-        let mut survey = map::Survey::<F>::new(wish);
-        self.walk(span, &mut survey)?;
-        let advance = self.advance(survey.missing)?;
-        let mut writing =
-            map::Writing::<F, A> { tables: &self.tables, wish, advance, largest: PAGE, format: PhantomData };
-        let outcome = self.walk(span, &mut writing);
-        self.tables.give_back(writing.advance);
-        outcome.map(|()| F::mapped(|| Invalidation::of_map(&self.tables, span, writing.largest)))
+        let span = self.config.check_map::<F>(iova, length, permissions)?;
+        self.config.check_target(target, length)?;
+        let targets = Piece { distance: target.as_u64().wrapping_sub(iova.as_u64()) };
+        self.carry_out(span, Wish::new::<F>(targets, permissions, &self.config), |missing| {
+            self.advance(missing)
+        })
     }
 
     /// Removes the mapping of `length` bytes from `iova` on. A large leaf that lies partly in the range is split, without a
@@ -286,7 +274,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     }
 
     /// Takes `count` zeroed frames, or none.
-    fn advance(&self, count: u64) -> Result<FrameList, AdvanceError> {
+    pub(crate) fn advance(&self, count: u64) -> Result<FrameList, AdvanceError> {
         let mut list = FrameList::new();
         let mut beyond = None;
         self.tables.frames.allocate_all(count, &mut |frame| {

@@ -84,6 +84,14 @@ pub enum MapError {
         /// The host's address width in bits.
         width: u8,
     },
+    /// A part of the physical range is that of interrupts ([`INTERRUPT_RANGE`](super::INTERRUPT_RANGE)), to which hardware lets no
+    /// translation lead, and which makes all of a large leaf over it unusable.
+    InterruptTarget {
+        /// The first address.
+        target: PhysAddr,
+        /// The length in bytes.
+        length: u64,
+    },
     /// Neither read nor write: such an entry means "not present".
     NoPermissions,
     /// Write without read, which the first stage does not have.
@@ -270,6 +278,10 @@ impl fmt::Display for MapError {
                     "{length:#x} bytes from the target {target} end beyond the host's {width} bits of address"
                 )
             }
+            Self::InterruptTarget { target, length } => write!(
+                formatter,
+                "{length:#x} bytes from the target {target} meet 0xfee00000..0xfef00000, the interrupt range: map what is before and behind it"
+            ),
             Self::NoPermissions => {
                 write!(formatter, "a mapping without rights is none: give read, write or both")
             }

@@ -6,38 +6,84 @@
 //! covers, and that includes part of our range, which nobody else touches; so more are never needed.
 
 use super::{
-    MapError, TableFrames,
-    domain::DomainConfig,
+    Invalidation, MapError, TableFrames,
+    domain::{Domain, DomainConfig},
+    error::AdvanceError,
     format::{Entry, Format, Permissions},
     frame_list::FrameList,
     table::Run,
     tables::Tables,
+    targets::Targets,
     walk::{Place, Step, Visitor},
-    width::{Iova, PAGE, PageSizes, Span, size},
+    width::{INTERRUPTS, Iova, PAGE, PageSizes, Span, size},
 };
 use crate::PhysAddr;
 use core::marker::PhantomData;
 
+impl DomainConfig {
+    /// The range of `length` bytes from `iova` on, if it can be mapped with `permissions`.
+    pub(crate) fn check_map<F: Format>(
+        &self,
+        iova: Iova,
+        length: u64,
+        permissions: Permissions,
+    ) -> Result<Span, MapError> {
+        let span = self.span(iova, length)?;
+        F::STAGE.check_permissions(permissions)?;
+        Ok(span)
+    }
+
+    /// Refuses physical ranges that no leaf may name.
+    pub(crate) fn check_target(&self, target: PhysAddr, length: u64) -> Result<(), MapError> {
+        let width = self.host_address_width;
+        if !target.is_aligned(PAGE) {
+            return Err(MapError::TargetMisaligned { target });
+        }
+        let Some(end) = target.as_u64().checked_add(length).filter(|&end| end <= 1 << width) else {
+            return Err(MapError::TargetBeyondWidth { target, length, width });
+        };
+        if (Span { start: target.as_u64(), end }).meets(INTERRUPTS) {
+            return Err(MapError::InterruptTarget { target, length });
+        }
+        Ok(())
+    }
+}
+
+impl<F: Format, A: TableFrames> Domain<F, A> {
+    /// Maps `span` as wished, with frames from `take`, which is asked for all that it can need, or none.
+    #[inline(always)]
+    pub(crate) fn carry_out<T: Targets>(
+        &self,
+        span: Span,
+        wish: Wish<T>,
+        take: impl FnOnce(u64) -> Result<FrameList, AdvanceError>,
+    ) -> Result<F::Mapped<'_, A>, MapError> {
+        let tables = self.tables();
+        let _walk = tables.enter();
+        let mut survey = Survey::<F, T>::new(wish);
+        self.walk(span, &mut survey)?;
+        let advance = take(survey.missing)?;
+        let mut writing = Writing::<F, A, T> { tables, wish, advance, largest: PAGE, format: PhantomData };
+        let outcome = self.walk(span, &mut writing);
+        tables.give_back(writing.advance);
+        outcome.map(|()| F::mapped(|| Invalidation::of_map(tables, span, writing.largest)))
+    }
+}
+
 /// What is to be mapped: where a range of IOVA goes, and with which rights.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wish {
-    /// The difference from an IOVA to its target.
-    distance: u64,
+pub(crate) struct Wish<T> {
+    targets: T,
     permissions: Permissions,
     page_sizes: PageSizes,
     /// Bits of every leaf besides target, rights and size.
     attributes: u64,
 }
 
-impl Wish {
-    pub(crate) fn new<F: Format>(
-        iova: Iova,
-        target: PhysAddr,
-        permissions: Permissions,
-        config: &DomainConfig,
-    ) -> Self {
+impl<T: Targets> Wish<T> {
+    pub(crate) fn new<F: Format>(targets: T, permissions: Permissions, config: &DomainConfig) -> Self {
         Self {
-            distance: target.as_u64().wrapping_sub(iova.as_u64()),
+            targets,
             permissions,
             page_sizes: config.page_sizes,
             attributes: if config.force_snoop { F::SNOOP } else { 0 },
@@ -47,17 +93,13 @@ impl Wish {
     /// The leaf at `level` for `iova`.
     #[inline(always)]
     fn leaf<F: Format>(&self, iova: u64, level: u32) -> u64 {
-        F::leaf(self.target(iova), self.permissions, level) | self.attributes
-    }
-
-    fn target(&self, iova: u64) -> PhysAddr {
-        PhysAddr::new(iova.wrapping_add(self.distance))
+        F::leaf(self.targets.at(iova), self.permissions, level) | self.attributes
     }
 
     /// Whether one leaf at `level` can map all of `part`.
     fn fits<F: Format>(&self, level: u32, part: Span) -> bool {
         let size = size(level, F::INDEX_BITS);
-        self.page_sizes.allow(level) && part.length() == size && self.distance & (size - 1) == 0
+        self.page_sizes.allow(level) && part.length() == size && self.targets.is_aligned_piece(part)
     }
 
     /// How many tables have to be made below an empty entry at `level` to map `part`.
@@ -76,20 +118,20 @@ impl Wish {
 }
 
 /// The walk that looks.
-pub(crate) struct Survey<F> {
-    wish: Wish,
+struct Survey<F, T> {
+    wish: Wish<T>,
     /// Tables that have to be made.
-    pub(crate) missing: u64,
+    missing: u64,
     format: PhantomData<F>,
 }
 
-impl<F: Format> Survey<F> {
-    pub(crate) fn new(wish: Wish) -> Self {
+impl<F: Format, T: Targets> Survey<F, T> {
+    fn new(wish: Wish<T>) -> Self {
         Self { wish, missing: 0, format: PhantomData }
     }
 }
 
-impl<F: Format> Visitor for Survey<F> {
+impl<F: Format, T: Targets> Visitor for Survey<F, T> {
     type Stop = MapError;
 
     fn entry(&mut self, place: Place<'_>) -> Result<Step, MapError> {
@@ -114,16 +156,16 @@ impl<F: Format> Visitor for Survey<F> {
 }
 
 /// The walk that writes, with all frames that it can need.
-pub(crate) struct Writing<'d, F, A: TableFrames> {
-    pub(crate) tables: &'d Tables<A>,
-    pub(crate) wish: Wish,
-    pub(crate) advance: FrameList,
+struct Writing<'d, F, A: TableFrames, T> {
+    tables: &'d Tables<A>,
+    wish: Wish<T>,
+    advance: FrameList,
     /// The bytes of the largest leaf that was written.
-    pub(crate) largest: u64,
-    pub(crate) format: PhantomData<F>,
+    largest: u64,
+    format: PhantomData<F>,
 }
 
-impl<F: Format, A: TableFrames> Visitor for Writing<'_, F, A> {
+impl<F: Format, A: TableFrames, T: Targets> Visitor for Writing<'_, F, A, T> {
     /// Only a caller that breaks the contract of `map` gets here.
     type Stop = MapError;
 
@@ -162,8 +204,8 @@ impl<F: Format, A: TableFrames> Visitor for Writing<'_, F, A> {
     }
 
     fn leaves(&mut self, run: Run<'_>, part: Span) -> Result<(), MapError> {
-        let first = self.wish.leaf::<F>(part.start, 1);
-        run.fill((0..part.length() / PAGE).map(|page| first + page * PAGE));
+        let pages = (0..part.length() / PAGE).map(|page| part.start + page * PAGE);
+        run.fill(pages.map(|iova| self.wish.leaf::<F>(iova, 1)));
         self.tables.flush(run);
         Ok(())
     }

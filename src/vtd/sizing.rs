@@ -6,7 +6,7 @@
 
 use super::{
     DomainConfig, RangeError,
-    width::{Iova, PAGE, Span, size},
+    width::{INTERRUPTS, Iova, PAGE, Span, size},
 };
 use crate::{PhysAddr, pool::Watermarks};
 
@@ -131,7 +131,7 @@ impl DomainConfig {
     }
 
     /// How many table frames `devices` domains take that each map the first `memory` bytes of physical memory one to one, with the
-    /// largest leaves that the hardware has: exactly.
+    /// largest leaves that the hardware has, but for the [interrupt range](super::INTERRUPT_RANGE): exactly.
     ///
     /// # Errors
     /// [`RangeError`] if so much does not fit into the domain.
@@ -142,13 +142,26 @@ impl DomainConfig {
     /// let small = DomainConfig::new(Levels::Four);
     /// assert_eq!(small.tables_for_memory(16 * GIB, 4), Ok(4 * (1 + 1 + 16 + 16 * 512)));
     /// let large = DomainConfig { page_sizes: PageSizes::all(), ..small };
-    /// assert_eq!(large.tables_for_memory(16 * GIB, 4), Ok(4 * 2));
+    /// assert_eq!(large.tables_for_memory(3 * GIB, 4), Ok(4 * 2));
+    /// assert_eq!(large.tables_for_memory(16 * GIB, 4), Ok(4 * (2 + 2))); // no large leaf lies over the interrupt range
     /// ```
     pub const fn tables_for_memory(&self, memory: u64, devices: u32) -> Result<u64, RangeError> {
-        match self.tables_for(Iova::new(0), PhysAddr::new(0), memory) {
-            Ok(tables) => Ok(tables.saturating_mul(devices as u64)),
-            Err(error) => Err(error),
+        let all = match self.span(Iova::new(0), memory) {
+            Ok(span) => span,
+            Err(error) => return Err(error),
+        };
+        let (before, behind) = all.without(INTERRUPTS);
+        let touching = if behind.start < behind.end { all } else { before };
+        let mut tables = 1;
+        let mut level = 1;
+        while level < self.levels.count() {
+            // The hole is smaller than what a table covers, so tables are saved by large leaves only.
+            tables += touched(touching, size(level + 1, INDEX_BITS))
+                - self.covered_by_leaves(level, before, 0)
+                - self.covered_by_leaves(level, behind, 0);
+            level += 1;
         }
+        Ok(tables.saturating_mul(devices as u64))
     }
 }
 
@@ -188,7 +201,7 @@ impl Watermarks {
     /// ```
     /// use framepool::{Watermarks, vtd::*};
     /// let config = DomainConfig { page_sizes: PageSizes::SIZE_2M, ..DomainConfig::new(Levels::Four) };
-    /// assert_eq!(Watermarks::for_memory(&config, 64 << 30)?.low, 1 + 1 + 64);
+    /// assert_eq!(Watermarks::for_memory(&config, 64 << 30)?.low, 1 + 1 + 64 + 1);
     /// # Ok::<(), RangeError>(())
     /// ```
     pub const fn for_memory(config: &DomainConfig, memory: u64) -> Result<Self, RangeError> {

@@ -1,10 +1,27 @@
 //! Owns the arithmetic of addresses, levels and page sizes; knows neither entries nor memory.
 
-use core::fmt;
+use core::{fmt, ops::Range};
 
 /// The size of a table and of the smallest page, in bytes.
 pub(crate) const PAGE: u64 = 4096;
 pub(crate) const PAGE_SHIFT: u32 = PAGE.trailing_zeros();
+
+/// The addresses whose writes are interrupts, in bytes (VT-d specification, section 3.14, "Handling Requests to Interrupt Address Range").
+///
+/// *As a target:* a translation that leads there is undefined or blocked, in small leaves as in large ones, and a large leaf over it can
+/// make all that it covers unusable. Every map refuses it.
+///
+/// *As an IOVA:* a request without a PASID is not translated there, whatever is mapped; one with a PASID is, as everywhere. So a mapping
+/// may lie over it, and does no harm; but whoever hands out IOVA leaves it out, as a [`DmaWindow`](super::DmaWindow) does: what a device
+/// writes there arrives as an interrupt.
+///
+/// ```
+/// assert!(framepool::vtd::INTERRUPT_RANGE.contains(&0xFEE0_1000));
+/// ```
+pub const INTERRUPT_RANGE: Range<u64> = 0xFEE0_0000..0xFEF0_0000;
+
+/// The same.
+pub(crate) const INTERRUPTS: Span = Span { start: INTERRUPT_RANGE.start, end: INTERRUPT_RANGE.end };
 
 /// An address as the device sends it, in bytes.
 ///
@@ -110,6 +127,19 @@ pub(crate) struct Span {
 impl Span {
     pub(crate) const fn length(self) -> u64 {
         self.end - self.start
+    }
+
+    /// Whether the two have an address in common.
+    pub(crate) const fn meets(self, other: Self) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+
+    /// What of this range is before `hole`, and what is behind it; either may have no addresses.
+    pub(crate) const fn without(self, hole: Self) -> (Self, Self) {
+        let end = if self.end < hole.start { self.end } else { hole.start };
+        let start = if self.start > hole.end { self.start } else { hole.end };
+        let before = Self { start: self.start, end: if end > self.start { end } else { self.start } };
+        (before, Self { start, end: if self.end > start { self.end } else { start } })
     }
 
     /// The part of this range that the first entry of `size` bytes covers.

@@ -13,7 +13,7 @@
 
 use super::{
     Domain, Format, Invalidation, Iova, MapError, Permissions, TableFrames,
-    width::{PAGE, PAGE_SHIFT},
+    width::{INTERRUPTS, PAGE, PAGE_SHIFT, Span},
 };
 use crate::{
     PhysAddr,
@@ -62,7 +62,8 @@ impl WindowConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WindowError {
-    /// The window is empty, starts at 0 or not at a page, or does not lie in the domain.
+    /// The window is empty, starts at 0 or not at a page, does not lie in the domain, or meets the
+    /// [interrupt range](super::INTERRUPT_RANGE).
     Range {
         /// What was asked for.
         config: WindowConfig,
@@ -80,7 +81,7 @@ impl fmt::Display for WindowError {
             Self::Range { config: WindowConfig { base, slots, slot_pages } } => write!(
                 formatter,
                 "{slots} slots of {slot_pages} pages from {base} on: give at least one page, from a page other than the first, \
-                 within the domain"
+                 within the domain, outside 0xfee00000..0xfef00000"
             ),
             Self::MemoryTooSmall { given } => {
                 write!(
@@ -171,8 +172,10 @@ impl<'d, F: Format, A: TableFrames, H: WindowHost<A>> DmaWindow<'d, F, A, H> {
         let pages = u64::from(slots) * u64::from(slot_pages);
         let end =
             pages.checked_mul(PAGE).and_then(|length| base.as_u64().checked_add(length)).ok_or(range)?;
-        if pages == 0 || base.as_u64() == 0 || base.as_u64() & (PAGE - 1) != 0 || end > domain.aperture().end
-        {
+        let span = Span { start: base.as_u64(), end };
+        let lies_well =
+            span.start & (PAGE - 1) == 0 && end <= domain.aperture().end && !span.meets(INTERRUPTS);
+        if pages == 0 || span.start == 0 || !lies_well {
             return Err(range);
         }
         let too_small = WindowError::MemoryTooSmall { given: memory.len() };

@@ -53,6 +53,8 @@ pub enum EntryProblem {
         /// The host's address width.
         width: u8,
     },
+    /// A page in the interrupt range, to which no translation may lead.
+    Interrupts,
     /// A first-stage entry without US, which a device's requests need.
     Supervisor,
 }
@@ -64,6 +66,7 @@ impl fmt::Display for EntryProblem {
             Self::BeyondHostWidth { width } => {
                 write!(formatter, "the address has more than the host's {width} bits")
             }
+            Self::Interrupts => formatter.write_str("the page meets the interrupt range"),
             Self::Supervisor => formatter.write_str("US is clear: a device may not use the entry"),
         }
     }
@@ -147,7 +150,12 @@ pub(super) fn read(entry: u64, level: u32, shape: &Shape) -> Result<Meaning, Ent
     permissions.set(Permissions::READ, readable);
     permissions.set(Permissions::WRITE, writable);
     if is_leaf {
-        return Ok(Meaning::Leaf { target: entry & bits(untranslated(level), 52), permissions });
+        let target = entry & bits(untranslated(level), 52);
+        // 0xFEEx_xxxx lies in it, or it lies there.
+        if target <= 0xFEEF_FFFF && target + covers(level) > 0xFEE0_0000 {
+            return Err(EntryProblem::Interrupts);
+        }
+        return Ok(Meaning::Leaf { target, permissions });
     }
     Ok(Meaning::Table { frame: PhysAddr::new(entry & bits(12, 52)), permissions })
 }
@@ -195,6 +203,12 @@ mod tests {
             // The address below a large page.
             (0x20_1083, 2, reserved(0x1000)),
             (0x30_0083, 2, reserved(0x10_0000)),
+            // The interrupt range, and its neighbours.
+            (0xFEE0_0083, 2, Err(EntryProblem::Interrupts)),
+            (0xFEDF_F003, 1, Ok(leaf(0xFEDF_F000, 3))),
+            (0xFEE0_0001, 1, Err(EntryProblem::Interrupts)),
+            (0xFEEF_F003, 1, Err(EntryProblem::Interrupts)),
+            (0xFEF0_0003, 1, Ok(leaf(0xFEF0_0000, 3))),
             (1 << 46 | 3, 1, Err(EntryProblem::BeyondHostWidth { width: 46 })),
             (1 << 51 | 3, 4, Err(EntryProblem::BeyondHostWidth { width: 46 })),
         ];
