@@ -31,6 +31,7 @@ use crate::raw::magazine::Kind;
 use crate::{AllocError, FramePool, FrameSource, PhysAddr, Platform, Quota};
 use core::ptr::NonNull;
 
+mod accessed;
 mod bits;
 mod caching_mode;
 mod capabilities;
@@ -56,10 +57,12 @@ mod mappings;
 #[cfg(feature = "model")]
 mod model_unit;
 mod page_block;
+mod protect;
 mod requester;
 mod retired;
 mod second_stage;
 mod sizing;
+mod split;
 #[allow(unsafe_code, reason = "the one file that reads and writes table entries")]
 mod table;
 mod tables;
@@ -82,7 +85,9 @@ pub use descriptor::{
 pub use dmar::{Dmar, DmarError};
 pub use domain::{Domain, DomainConfig, FirstStageDomain, SecondStageDomain};
 pub use domain_id::{DomainId, DomainIdNotTaken, DomainIds};
-pub use error::{DomainError, MapError, RangeError, TooFewFrames, UnmapError};
+pub use error::{
+    AccessedDirtyError, DomainError, MapError, ProtectError, RangeError, TooFewFrames, UnmapError,
+};
 pub use first_stage::FirstStage;
 #[cfg(target_arch = "x86_64")]
 pub use flush::CacheLineFlush;

@@ -86,6 +86,7 @@ fn a_domain_behind_several_units_has_what_they_have_in_common() {
             drain_reads: true,
             drain_writes: true,
             snoop_control: false,
+            accessed_dirty: false,
         }
     );
     assert!(make(&[strong]).unwrap().hardware.snoop_control);

@@ -4,8 +4,12 @@
 
 mod common;
 
-use common::tables::{TestFrames, snapshot};
-use framepool::{PhysAddr, vtd::*};
+use common::tables::{NoHardware, TestFrames, snapshot};
+use framepool::{
+    PhysAddr,
+    vtd::{context::PasidEntry, *},
+};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
@@ -167,4 +171,226 @@ fn no_leaf_leads_to_interrupts() {
     map(&first, 3 * GIB, 16 * GIB, GIB).unwrap();
     assert!(matches!(map(&first, 0, 3 * GIB, GIB), Err(MapError::InterruptTarget { .. })));
     close(first);
+}
+
+fn protect<'d, 't, F: Format>(
+    domain: &'d Domain<F, &'t TestFrames>,
+    iova: u64,
+    length: u64,
+    permissions: Permissions,
+) -> Result<Invalidation<'d, &'t TestFrames>, ProtectError> {
+    // SAFETY: no device walks these tables.
+    unsafe { domain.protect(Iova::new(iova), length, permissions) }
+}
+
+fn complete(invalidation: Invalidation<'_, &TestFrames>) {
+    // SAFETY: no device walks these tables.
+    unsafe { invalidation.complete() };
+}
+
+/// The leaf for `iova`, as it stands in its table.
+fn leaf_of<'t, F: Format>(domain: &Domain<F, &'t TestFrames>, iova: u64) -> &'t AtomicU64 {
+    let (mut frame, mut level) = (domain.root(), domain.levels().count());
+    loop {
+        let frames = *domain.allocator();
+        // SAFETY: tables are atomics, and nobody unmaps anything here.
+        let words = unsafe { frames.pointer(frame).cast::<[AtomicU64; 512]>().as_ref() };
+        let word = &words[(iova >> (3 + 9 * level) & 511) as usize];
+        match F::decode(word.load(SeqCst), level) {
+            Entry::Table(below) => (frame, level) = (below, level - 1),
+            Entry::Leaf { .. } => return word,
+            Entry::Empty => panic!("{iova:#x} is not mapped"),
+        }
+    }
+}
+
+fn tracking(page_sizes: PageSizes, frames: &TestFrames) -> Second<'_> {
+    let hardware = Hardware { accessed_dirty: true, page_selective: Some(18), ..Hardware::default() };
+    let config =
+        DomainConfig { page_sizes, hardware, accessed_dirty: true, ..DomainConfig::new(Levels::Four) };
+    SecondStageDomain::new(config, frames).unwrap()
+}
+
+const ACCESSED: u64 = 1 << 8;
+const DIRTY: u64 = 1 << 9;
+
+#[test]
+fn rights_change_where_they_are_said_to_and_nothing_else_does() {
+    let frames = TestFrames::default();
+    let domain = tracking(PageSizes::all(), &frames);
+    map(&domain, GIB, 4 * GIB, GIB + 4 * MIB + PAGE).unwrap();
+    // The last page of the gibibyte, a whole leaf of 2 MiB, and a page of the next.
+    let large = leaf_of(&domain, GIB).fetch_or(ACCESSED | DIRTY, SeqCst);
+    assert!(large & 1 << 7 != 0);
+    leaf_of(&domain, 2 * GIB + 4 * MIB).fetch_or(DIRTY, SeqCst);
+    let told = protect(&domain, 2 * GIB - PAGE, PAGE + 2 * MIB + PAGE, Permissions::READ).unwrap();
+    assert!(!told.leaf_only() && told.least_mask() == 18 && told.table_frames() == 0);
+    let ranges: Vec<_> = told.ranges().map(|range| (range.start.as_u64(), range.length)).collect();
+    assert_eq!(ranges, [(GIB, GIB + 4 * MIB)], "hardware may hold the leaves that were split");
+    complete(told);
+    let expected = [
+        (GIB, GIB - PAGE, Permissions::all()),
+        (2 * GIB - PAGE, 2 * MIB + 2 * PAGE, Permissions::READ),
+        (2 * GIB + 2 * MIB + PAGE, 2 * MIB, Permissions::all()),
+    ];
+    let found: Vec<_> = domain.mappings().map(|at| (at.iova.as_u64(), at.length, at.permissions)).collect();
+    assert_eq!(found, expected);
+    assert!(domain.mappings().all(|at| at.target.as_u64() == at.iova.as_u64() + 3 * GIB));
+    assert_eq!(domain.translate(Iova::new(2 * GIB)).unwrap().page_size, 2 * MIB, "whole leaves stay whole");
+    // Every part has the bits that the whole had.
+    for iova in [GIB, 2 * GIB - 2 * PAGE, 2 * GIB - PAGE] {
+        assert_eq!(leaf_of(&domain, iova).load(SeqCst) & (ACCESSED | DIRTY), ACCESSED | DIRTY);
+    }
+    let told = protect(&domain, 2 * GIB + 4 * MIB, PAGE, Permissions::WRITE).unwrap();
+    assert!(told.leaf_only() && told.least_mask() == 0);
+    assert_eq!(
+        told.ranges().next().unwrap(),
+        IovaRange { start: Iova::new(2 * GIB + 4 * MIB), length: PAGE }
+    );
+    assert_eq!(leaf_of(&domain, 2 * GIB + 4 * MIB).load(SeqCst) & 0xFFF, DIRTY | 2);
+    complete(told);
+    // Nothing to be changed, nothing to be told, nothing to be split.
+    let tables = domain.table_frames();
+    let told = protect(&domain, 2 * GIB + PAGE, PAGE, Permissions::READ).unwrap();
+    assert!(told.is_empty() && domain.table_frames() == tables);
+    complete(told);
+    // What grows is told too, and only where it has grown.
+    let told = protect(&domain, 2 * GIB - 8 * PAGE, 8 * PAGE, Permissions::all()).unwrap();
+    assert!(told.leaf_only());
+    let ranges: Vec<_> = told.ranges().map(|range| (range.start.as_u64(), range.length)).collect();
+    assert_eq!(ranges, [(2 * GIB - PAGE, PAGE)]);
+    complete(told);
+    close(domain);
+}
+
+#[test]
+fn rights_that_cannot_change_do_not() {
+    let frames = TestFrames::default();
+    let domain = domain(PageSizes::all(), &frames);
+    map(&domain, 0, 0, 4 * MIB).unwrap();
+    let before = snapshot(&frames, domain.root(), 4);
+    let hole = ProtectError::NotMapped { iova: Iova::new(4 * MIB) };
+    let misaligned = RangeError::Misaligned { iova: Iova::new(1), length: PAGE };
+    for (iova, length, permissions, error) in [
+        (PAGE, 4 * MIB, Permissions::READ, hole),
+        (0, 0, Permissions::READ, ProtectError::Range(RangeError::Empty)),
+        (1, PAGE, Permissions::READ, ProtectError::Range(misaligned)),
+        (0, PAGE, Permissions::empty(), ProtectError::NoPermissions),
+    ] {
+        assert_eq!(protect(&domain, iova, length, permissions).err(), Some(error), "{error}");
+        assert!(snapshot(&frames, domain.root(), 4) == before, "{error}");
+    }
+    close(domain);
+    let first = FirstStageDomain::new(DomainConfig::first_stage(Levels::Four), &frames).unwrap();
+    map(&first, 0, 0, PAGE).unwrap();
+    assert_eq!(protect(&first, 0, PAGE, Permissions::WRITE).err(), Some(ProtectError::WriteOnly));
+    complete(protect(&first, 0, PAGE, Permissions::READ).unwrap());
+    assert_eq!(leaf_of(&first, 0).load(SeqCst), 0x65, "not writable; accessed and dirty stay");
+    close(first);
+}
+
+#[test]
+fn a_change_of_rights_that_runs_out_of_frames_at_any_point_leaves_the_tables_bit_for_bit() {
+    for levels in [Levels::Three, Levels::Four, Levels::Five] {
+        for (start, end) in [(PAGE, 2 * GIB - PAGE), (2 * MIB, 4 * MIB), (0, PAGE), (GIB - PAGE, GIB + PAGE)]
+        {
+            let frames = TestFrames::default();
+            let config = DomainConfig { page_sizes: PageSizes::all(), ..DomainConfig::new(levels) };
+            let domain = SecondStageDomain::new(config, &frames).unwrap();
+            map(&domain, 0, 0, 2 * GIB).unwrap();
+            let tables = domain.table_frames();
+            let (taken, told) = fails_at_every_frame(
+                &domain,
+                || protect(&domain, start, end - start, Permissions::READ),
+                |error| matches!(error, ProtectError::OutOfFrames { .. }),
+            );
+            assert!(taken > 0);
+            assert_eq!(domain.table_frames(), tables + taken);
+            complete(told);
+            close(domain);
+        }
+    }
+}
+
+/// The pages of a bitmap.
+fn pages(bitmap: &[u64]) -> Vec<u64> {
+    (0..64 * bitmap.len() as u64).filter(|bit| bitmap[(bit / 64) as usize] >> (bit % 64) & 1 != 0).collect()
+}
+
+#[test]
+fn what_was_written_is_read_once_in_bits_of_pages() {
+    let frames = TestFrames::default();
+    let domain = tracking(PageSizes::SIZE_2M, &frames);
+    map(&domain, 2 * MIB - 70 * PAGE, 10 * MIB - 70 * PAGE, 70 * PAGE + 4 * MIB).unwrap();
+    let start = 2 * MIB - 72 * PAGE;
+    let length = 72 * PAGE + 2 * MIB + 5 * PAGE;
+    let mut bitmap = [0; 10];
+    let told = domain.take_dirty(Iova::new(start), length, &mut bitmap).unwrap();
+    assert!(told.is_empty() && bitmap == [0; 10], "nothing was written");
+    complete(told);
+    for page in [2, 3, 64, 71] {
+        leaf_of(&domain, start + page * PAGE).fetch_or(DIRTY, SeqCst);
+    }
+    leaf_of(&domain, start + 5 * PAGE).fetch_or(ACCESSED, SeqCst);
+    // A whole large leaf in the range, and one that reaches beyond it.
+    leaf_of(&domain, 2 * MIB).fetch_or(DIRTY | ACCESSED, SeqCst);
+    leaf_of(&domain, 4 * MIB).fetch_or(DIRTY, SeqCst);
+    for round in 0..2 {
+        let mut bitmap = [0; 10];
+        let told = domain.take_dirty(Iova::new(start), length, &mut bitmap).unwrap();
+        let beyond = 72 + 512..72 + 512 + 5;
+        if round == 0 {
+            let expected: Vec<u64> = [2, 3, 64, 71].into_iter().chain(72..72 + 512).chain(beyond).collect();
+            assert_eq!(pages(&bitmap), expected);
+            assert!(told.leaf_only() && told.least_mask() == 9);
+            let ranges: Vec<_> = told.ranges().map(|range| (range.start.as_u64(), range.length)).collect();
+            assert_eq!(ranges, [(start + 2 * PAGE, 70 * PAGE + 2 * MIB)]);
+        } else {
+            assert_eq!(pages(&bitmap), beyond.collect::<Vec<_>>(), "it may stand for a page behind");
+            assert!(told.is_empty());
+        }
+        complete(told);
+    }
+    let mut accessed = [1; 10];
+    complete(domain.take_accessed(Iova::new(start), length, &mut accessed).unwrap());
+    let also: Vec<u64> = pages(&accessed).into_iter().filter(|page| page % 64 != 0 || *page == 128).collect();
+    assert!(also.starts_with(&[5, 73 - 1]) && also.contains(&(72 + 511)) && !also.contains(&2));
+    assert!((0..10).all(|word| accessed[word] & 1 != 0), "what was set stays set");
+    close(domain);
+}
+
+#[test]
+fn accesses_are_read_only_where_hardware_notes_them() {
+    let frames = TestFrames::default();
+    let mut bitmap = [0];
+    let plain = domain(PageSizes::empty(), &frames);
+    let not_noted = Some(AccessedDirtyError::NotNoted);
+    assert_eq!(plain.take_dirty(Iova::new(0), PAGE, &mut bitmap).err(), not_noted);
+    close(plain);
+    let hardware = Hardware { accessed_dirty: true, coherent: false, ..Hardware::default() };
+    let wish = DomainConfig { accessed_dirty: true, ..DomainConfig::new(Levels::Four) };
+    let refused = |config| SecondStageDomain::new(config, &frames).err();
+    assert_eq!(refused(wish), Some(DomainError::NoAccessedDirty), "no such unit");
+    assert_eq!(refused(DomainConfig { hardware, ..wish }), Some(DomainError::NoAccessedDirty), "no snooping");
+    let domain = tracking(PageSizes::empty(), &frames);
+    let short = AccessedDirtyError::BitmapTooShort { words: 2 };
+    assert_eq!(domain.take_accessed(Iova::new(0), 65 * PAGE, &mut bitmap).err(), Some(short));
+    assert!(domain.take_accessed(Iova::new(0), 64 * PAGE, &mut bitmap).is_ok());
+    let entry = PasidEntry::second_stage(&domain, DomainId::FIRST);
+    let context::PasidTranslation::SecondStage(tables) = entry.translation else { panic!() };
+    assert!(tables.accessed_dirty, "what the domain wants to read is what hardware is told to note");
+    close(domain);
+    // The first stage always; there, unless hardware has to write what nobody would see.
+    let config = DomainConfig::first_stage(Levels::Four);
+    let first = FirstStageDomain::new(config, &frames).unwrap();
+    map(&first, 0, 0, PAGE).unwrap();
+    complete(first.take_dirty(Iova::new(0), PAGE, &mut bitmap).unwrap());
+    assert_eq!((bitmap, leaf_of(&first, 0).load(SeqCst)), ([1], 0x27));
+    close(first);
+    let flushed = FlushedFrames::new(&frames, NoHardware);
+    let config = DomainConfig { hardware: Hardware { coherent: false, ..hardware }, ..config };
+    let first = FirstStageDomain::new(config, &flushed).unwrap();
+    assert_eq!(first.take_dirty(Iova::new(0), PAGE, &mut bitmap).err(), not_noted);
+    // SAFETY: no device walks these tables.
+    unsafe { first.close().complete() };
 }

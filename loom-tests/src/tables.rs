@@ -4,13 +4,16 @@
 use framepool::{
     PhysAddr,
     vtd::{
-        Domain, DomainConfig, Entry, Format, Hardware, Invalidation, Iova, Levels, MapError, Permissions,
-        Stage, TableFrames, internals::Sealed,
+        Domain, DomainConfig, Entry, Format, Hardware, Invalidation, Iova, Levels, MapError, PageSizes,
+        Permissions, Stage, TableFrames, internals::Sealed,
     },
 };
 use loom::{
     cell::UnsafeCell,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Relaxed},
+    },
 };
 use std::{
     ptr::NonNull,
@@ -23,6 +26,8 @@ const ENTRIES: usize = 2;
 const FREE: u64 = 0xDEAD;
 
 const PRESENT: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
@@ -37,13 +42,20 @@ impl Format for Tiny {
     const STAGE: Stage = Stage::Second;
     const PAGE_SIZE: u64 = LARGE;
     const SNOOP: u64 = 0;
+    const ACCESSED: u64 = 0;
+    const DIRTY: u64 = DIRTY;
     const TELLS_MAPS: bool = false;
     type Mapped<'d, A: TableFrames + 'd> = ();
 
     fn mapped<'d, A: TableFrames + 'd>(_: impl FnOnce() -> Invalidation<'d, A>) {}
 
-    fn leaf(target: PhysAddr, _permissions: Permissions, level: u32) -> u64 {
-        target.as_u64() | PRESENT | if level > 1 { LARGE } else { 0 }
+    fn leaf(target: PhysAddr, permissions: Permissions, level: u32) -> u64 {
+        let leaf = target.as_u64() | PRESENT | if level > 1 { LARGE } else { 0 };
+        Self::with_permissions(leaf, permissions)
+    }
+
+    fn with_permissions(leaf: u64, permissions: Permissions) -> u64 {
+        leaf & !WRITE | if permissions.contains(Permissions::WRITE) { WRITE } else { 0 }
     }
 
     fn table(table: PhysAddr) -> u64 {
@@ -56,7 +68,11 @@ impl Format for Tiny {
         match (entry & PRESENT, entry & LARGE) {
             (0, _) => Entry::Empty,
             (_, 0) if level > 1 => Entry::Table(address),
-            _ => Entry::Leaf { target: address, permissions: Permissions::all() },
+            _ => {
+                let mut permissions = Permissions::READ;
+                permissions.set(Permissions::WRITE, entry & WRITE != 0);
+                Entry::Leaf { target: address, permissions }
+            }
         }
     }
 }
@@ -242,4 +258,61 @@ pub fn close(domain: TinyDomain) {
     // SAFETY: nothing walks these tables but the model.
     unsafe { domain.close().complete() };
     assert_eq!(frames.out_and_leaked(), (0, 0), "INV-1: every frame is back");
+}
+
+/// The device.
+impl TinyFrames {
+    /// Writes to page number `page` of the domain with the root `root`, as hardware does that notes it: walks down, and sets D in the leaf,
+    /// unless that has changed meanwhile. Whether it may.
+    pub fn device_writes(&self, root: PhysAddr, page: u64) -> bool {
+        'walk: loop {
+            let mut table = Self::number(root);
+            for level in (1..=3).rev() {
+                let entry = &self.0.frames[table].entries[page as usize >> (level - 1) & (ENTRIES - 1)];
+                // Ordering: Acquire, as the builder's own walks; hardware walks in order.
+                let found = entry.load(Acquire);
+                match Self::seen(found, level) {
+                    Seen::Nothing => return false,
+                    Seen::Table(below) => table = below,
+                    Seen::Leaf if found & WRITE == 0 => return false,
+                    // Ordering: Relaxed; one word is all that it is about.
+                    Seen::Leaf if entry.compare_exchange(found, found | DIRTY, Relaxed, Relaxed).is_ok() => {
+                        return true;
+                    }
+                    Seen::Leaf => continue 'walk,
+                }
+            }
+            return false;
+        }
+    }
+}
+
+/// A domain over `frames` frames whose hardware notes writes, with leaves of two pages too.
+pub fn noting_domain(frames: &TinyFrames) -> TinyDomain {
+    let config = DomainConfig {
+        address_width: 15,
+        page_sizes: PageSizes::SIZE_2M,
+        hardware: Hardware { accessed_dirty: true, ..Hardware::default() },
+        accessed_dirty: true,
+        concurrent_calls: 2,
+        ..DomainConfig::new(Levels::Three)
+    };
+    Domain::new(config, frames.clone()).unwrap()
+}
+
+/// Takes writing to the page away.
+pub fn protect(domain: &TinyDomain, page: u64) {
+    // SAFETY: nothing walks these tables but the model.
+    let invalidation = unsafe { domain.protect(Iova::new(page * PAGE), PAGE, Permissions::READ) };
+    // SAFETY: as above.
+    unsafe { invalidation.unwrap().complete() }
+}
+
+/// Which of the first eight pages were written, as bits.
+pub fn take_dirty(domain: &TinyDomain) -> u64 {
+    let mut bitmap = [0];
+    let invalidation = domain.take_dirty(Iova::new(0), 8 * PAGE, &mut bitmap).unwrap();
+    // SAFETY: nothing walks these tables but the model.
+    unsafe { invalidation.complete() };
+    bitmap[0]
 }

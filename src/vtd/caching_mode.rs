@@ -65,6 +65,8 @@ impl<F: Format> Format for CachingMode<F> {
     const STAGE: Stage = F::STAGE;
     const PAGE_SIZE: u64 = F::PAGE_SIZE;
     const SNOOP: u64 = F::SNOOP;
+    const ACCESSED: u64 = F::ACCESSED;
+    const DIRTY: u64 = F::DIRTY;
     const TELLS_MAPS: bool = true;
     type Mapped<'d, A: TableFrames + 'd> = Invalidation<'d, A>;
 
@@ -77,6 +79,11 @@ impl<F: Format> Format for CachingMode<F> {
     #[inline(always)]
     fn leaf(target: PhysAddr, permissions: Permissions, level: u32) -> u64 {
         F::leaf(target, permissions, level)
+    }
+
+    #[inline(always)]
+    fn with_permissions(leaf: u64, permissions: Permissions) -> u64 {
+        F::with_permissions(leaf, permissions)
     }
 
     #[inline(always)]

@@ -39,6 +39,11 @@ pub struct DomainConfig {
     /// Every access of the device is snooped by the processor's caches, whatever the device says (SNP in every leaf); needs
     /// [`Hardware::snoop_control`].
     pub force_snoop: bool,
+    /// Hardware notes in the leaves of the second stage what it reads and writes
+    /// ([`Domain::take_dirty`](super::Domain::take_dirty)); needs [`Hardware::accessed_dirty`], and hardware that snoops. The domain's
+    /// PASID entries must say so too, as [`PasidEntry::second_stage`](super::context::PasidEntry::second_stage) does. In the first stage
+    /// it always does.
+    pub accessed_dirty: bool,
     /// What the units in front of the domain demand and offer.
     pub hardware: Hardware,
     /// The tag of the domain in the caches of the units ([`DomainIds`](super::DomainIds) hands them out): what its context and PASID
@@ -59,6 +64,7 @@ impl DomainConfig {
             address_width: levels.address_width(),
             host_address_width: HOST_WIDTH_MOST,
             force_snoop: false,
+            accessed_dirty: false,
             hardware: Hardware::SNOOPING,
             domain_id: None,
             concurrent_calls: walkers::SLOTS as u8,
@@ -132,6 +138,9 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         }
         if config.force_snoop && !(config.hardware.snoop_control && F::SNOOP != 0) {
             return Err(DomainError::NoSnoopControl);
+        }
+        if config.accessed_dirty && !(config.hardware.accessed_dirty && config.hardware.coherent) {
+            return Err(DomainError::NoAccessedDirty);
         }
         if !config.hardware.coherent && !frames.can_flush() {
             return Err(DomainError::NoFlush);
@@ -244,6 +253,14 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     pub fn maintain(&self) -> u64 {
         self.tables.settle();
         self.tables.waiting()
+    }
+
+    /// Whether hardware notes in the leaves what it reads and writes. Where it does not snoop, it finds the bits of the first stage set.
+    pub(crate) fn notes_accesses(&self) -> bool {
+        match F::STAGE {
+            Stage::First => self.config.hardware.coherent,
+            Stage::Second => self.config.accessed_dirty,
+        }
     }
 
     /// The allocator of the table frames.

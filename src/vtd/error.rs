@@ -51,6 +51,8 @@ pub enum DomainError {
     },
     /// Snooping is to be forced, but the hardware or the format cannot.
     NoSnoopControl,
+    /// Hardware is to note accesses in the second stage, but cannot, or does not snoop its tables, as that needs.
+    NoAccessedDirty,
     /// The hardware does not snoop its tables, and the allocator does not flush them.
     NoFlush,
     /// The hardware must be told of new mappings, and the format is not [`CachingMode`](super::CachingMode).
@@ -136,6 +138,72 @@ pub enum UnmapError {
     },
 }
 
+/// Why the rights of a range could not be changed. The tables are what they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProtectError {
+    /// The range itself is wrong.
+    Range(RangeError),
+    /// Neither read nor write: such an entry means "not present".
+    NoPermissions,
+    /// Write without read, which the first stage does not have.
+    WriteOnly,
+    /// A page of the range is not mapped.
+    NotMapped {
+        /// The first such page.
+        iova: Iova,
+    },
+    /// A large leaf has to be split, and the allocator has fewer frames than that needs.
+    OutOfFrames {
+        /// How many were lacking.
+        missing: u64,
+    },
+    /// The allocator handed out a frame that the hardware cannot address.
+    FrameBeyondWidth {
+        /// The frame.
+        frame: PhysAddr,
+    },
+}
+
+/// Why accessed or dirty bits could not be read. None was cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AccessedDirtyError {
+    /// The range itself is wrong.
+    Range(RangeError),
+    /// Hardware sets no such bits in the tables of this domain.
+    NotNoted,
+    /// The bitmap has fewer bits than the range has pages.
+    BitmapTooShort {
+        /// How many words of 64 bits it takes.
+        words: u64,
+    },
+}
+
+/// Rights that no leaf can give.
+pub(crate) enum PermissionsError {
+    None,
+    WriteOnly,
+}
+
+impl From<PermissionsError> for MapError {
+    fn from(error: PermissionsError) -> Self {
+        match error {
+            PermissionsError::None => Self::NoPermissions,
+            PermissionsError::WriteOnly => Self::WriteOnly,
+        }
+    }
+}
+
+impl From<PermissionsError> for ProtectError {
+    fn from(error: PermissionsError) -> Self {
+        match error {
+            PermissionsError::None => Self::NoPermissions,
+            PermissionsError::WriteOnly => Self::WriteOnly,
+        }
+    }
+}
+
 /// An allocator of table frames has fewer than were wanted at once. None was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooFewFrames {
@@ -173,6 +241,15 @@ impl From<AdvanceError> for UnmapError {
     }
 }
 
+impl From<AdvanceError> for ProtectError {
+    fn from(error: AdvanceError) -> Self {
+        match error {
+            AdvanceError::OutOfFrames { missing } => Self::OutOfFrames { missing },
+            AdvanceError::FrameBeyondWidth { frame } => Self::FrameBeyondWidth { frame },
+        }
+    }
+}
+
 impl From<AdvanceError> for DomainError {
     fn from(error: AdvanceError) -> Self {
         match error {
@@ -188,10 +265,34 @@ impl From<RangeError> for MapError {
     }
 }
 
+impl From<RangeError> for ProtectError {
+    fn from(error: RangeError) -> Self {
+        Self::Range(error)
+    }
+}
+
+impl From<RangeError> for AccessedDirtyError {
+    fn from(error: RangeError) -> Self {
+        Self::Range(error)
+    }
+}
+
 impl From<RangeError> for UnmapError {
     fn from(error: RangeError) -> Self {
         Self::Range(error)
     }
+}
+
+fn no_permissions(formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(formatter, "a mapping without rights is none: give read, write or both")
+}
+
+fn write_only(formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(formatter, "what is mapped in the first stage can be read: give read, or read and write")
+}
+
+fn not_mapped(formatter: &mut fmt::Formatter<'_>, iova: Iova, what: &str) -> fmt::Result {
+    write!(formatter, "the page at {iova} is not mapped: {what} what was mapped")
 }
 
 fn out_of_frames(formatter: &mut fmt::Formatter<'_>, missing: u64) -> fmt::Result {
@@ -255,6 +356,10 @@ impl fmt::Display for DomainError {
                     "the hardware does not snoop its tables: give the frames as `FlushedFrames`"
                 )
             }
+            Self::NoAccessedDirty => write!(
+                formatter,
+                "the hardware notes no accesses in second-stage tables: leave it off, or use scalable mode of a unit that has it and snoops"
+            ),
             Self::NoSnoopControl => write!(
                 formatter,
                 "snooping cannot be forced in the leaves: leave it off, or in scalable mode let the PASID entry demand it"
@@ -282,15 +387,8 @@ impl fmt::Display for MapError {
                 formatter,
                 "{length:#x} bytes from the target {target} meet 0xfee00000..0xfef00000, the interrupt range: map what is before and behind it"
             ),
-            Self::NoPermissions => {
-                write!(formatter, "a mapping without rights is none: give read, write or both")
-            }
-            Self::WriteOnly => {
-                write!(
-                    formatter,
-                    "what is mapped in the first stage can be read: give read, or read and write"
-                )
-            }
+            Self::NoPermissions => no_permissions(formatter),
+            Self::WriteOnly => write_only(formatter),
             Self::AlreadyMapped { iova } => write!(formatter, "the page at {iova} is mapped: unmap it first"),
             Self::OutOfFrames { missing } => out_of_frames(formatter, missing),
             Self::FrameBeyondWidth { frame } => frame_beyond_width(formatter, frame),
@@ -302,11 +400,37 @@ impl fmt::Display for UnmapError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Range(error) => error.fmt(formatter),
-            Self::NotMapped { iova } => {
-                write!(formatter, "the page at {iova} is not mapped: unmap what was mapped")
-            }
+            Self::NotMapped { iova } => not_mapped(formatter, iova, "unmap"),
             Self::OutOfFrames { missing } => out_of_frames(formatter, missing),
             Self::FrameBeyondWidth { frame } => frame_beyond_width(formatter, frame),
+        }
+    }
+}
+
+impl fmt::Display for ProtectError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Range(error) => error.fmt(formatter),
+            Self::NoPermissions => no_permissions(formatter),
+            Self::WriteOnly => write_only(formatter),
+            Self::NotMapped { iova } => not_mapped(formatter, iova, "protect"),
+            Self::OutOfFrames { missing } => out_of_frames(formatter, missing),
+            Self::FrameBeyondWidth { frame } => frame_beyond_width(formatter, frame),
+        }
+    }
+}
+
+impl fmt::Display for AccessedDirtyError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Range(error) => error.fmt(formatter),
+            Self::NotNoted => write!(
+                formatter,
+                "hardware notes no accesses in these tables: use the first stage of a unit that snoops, or DomainConfig::accessed_dirty"
+            ),
+            Self::BitmapTooShort { words } => {
+                write!(formatter, "the bitmap is too short: give {words} words, a bit for each page")
+            }
         }
     }
 }
@@ -322,3 +446,5 @@ impl Error for RangeError {}
 impl Error for DomainError {}
 impl Error for MapError {}
 impl Error for UnmapError {}
+impl Error for ProtectError {}
+impl Error for AccessedDirtyError {}

@@ -42,6 +42,8 @@ impl Format for FirstStage {
     const STAGE: Stage = Stage::First;
     const PAGE_SIZE: u64 = 1 << 7;
     const SNOOP: u64 = 0;
+    const ACCESSED: u64 = ACCESSED;
+    const DIRTY: u64 = DIRTY;
     const TELLS_MAPS: bool = false;
     type Mapped<'d, A: TableFrames + 'd> = ();
 
@@ -52,6 +54,16 @@ impl Format for FirstStage {
         let write = if permissions.contains(Permissions::WRITE) { WRITE | DIRTY } else { 0 };
         let large = if level > 1 { Self::PAGE_SIZE } else { 0 };
         target.as_u64() & ADDRESS | large | write | ACCESSED | USER | PRESENT
+    }
+
+    /// What becomes writable is dirty from the start, as in [`leaf`](Self::leaf).
+    #[inline(always)]
+    fn with_permissions(leaf: u64, permissions: Permissions) -> u64 {
+        match permissions.contains(Permissions::WRITE) {
+            true if leaf & WRITE == 0 => leaf | WRITE | DIRTY,
+            true => leaf,
+            false => leaf & !WRITE,
+        }
     }
 
     #[inline(always)]
@@ -100,6 +112,11 @@ mod tests {
                 assert_eq!(FirstStage::decode(used, level), Entry::Leaf { target, permissions });
             }
         }
+        let leaf = FirstStage::leaf(target, Permissions::all(), 2) & !(ACCESSED | DIRTY);
+        let shrunk = FirstStage::with_permissions(leaf, Permissions::READ);
+        assert_eq!(shrunk, leaf & !WRITE);
+        assert_eq!(FirstStage::with_permissions(leaf, Permissions::all()), leaf, "nothing has changed");
+        assert_eq!(FirstStage::with_permissions(shrunk, Permissions::all()), leaf | DIRTY);
         assert_eq!(FirstStage::decode(FirstStage::table(target), 4), Entry::Table(target));
         assert_eq!(FirstStage::decode(!PRESENT, 2), Entry::Empty);
     }

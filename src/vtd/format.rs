@@ -1,6 +1,6 @@
 //! Owns what every entry format has in common, so that one walk serves them all.
 
-use super::{Invalidation, MapError, MapOutcome, TableFrames, width::shift};
+use super::{Invalidation, MapOutcome, TableFrames, error::PermissionsError, width::shift};
 use crate::PhysAddr;
 
 /// Which of the two translations of VT-d the tables are for.
@@ -23,10 +23,10 @@ impl Stage {
 
     /// Refuses rights that no leaf can give.
     #[inline(always)]
-    pub(crate) fn check_permissions(self, permissions: Permissions) -> Result<(), MapError> {
+    pub(crate) fn check_permissions(self, permissions: Permissions) -> Result<(), PermissionsError> {
         match self {
-            _ if permissions.is_empty() => Err(MapError::NoPermissions),
-            Self::First if !permissions.contains(Permissions::READ) => Err(MapError::WriteOnly),
+            _ if permissions.is_empty() => Err(PermissionsError::None),
+            Self::First if !permissions.contains(Permissions::READ) => Err(PermissionsError::WriteOnly),
             Self::First | Self::Second => Ok(()),
         }
     }
@@ -82,6 +82,14 @@ pub trait Format: sealed::Sealed + 'static {
     #[doc(hidden)]
     const SNOOP: u64;
 
+    /// The bit of an entry that hardware sets when it uses the entry (A).
+    #[doc(hidden)]
+    const ACCESSED: u64;
+
+    /// The bit of a leaf that hardware sets when it writes through the leaf (D).
+    #[doc(hidden)]
+    const DIRTY: u64;
+
     /// Whether units are told of new mappings too.
     #[doc(hidden)]
     const TELLS_MAPS: bool;
@@ -99,6 +107,10 @@ pub trait Format: sealed::Sealed + 'static {
     /// The entry for a page at `level`.
     #[doc(hidden)]
     fn leaf(target: PhysAddr, permissions: Permissions, level: u32) -> u64;
+
+    /// The leaf `leaf` with other rights, and all else as it is.
+    #[doc(hidden)]
+    fn with_permissions(leaf: u64, permissions: Permissions) -> u64;
 
     /// The entry for the table `table` of the level below.
     #[doc(hidden)]

@@ -31,6 +31,9 @@ pub struct Hardware {
     pub drain_writes: bool,
     /// Leaves may carry SNP (ECAP_REG.SC, second stage, legacy mode; in scalable mode the PASID entry says it for all pages).
     pub snoop_control: bool,
+    /// Hardware sets the accessed and dirty bits of second-stage entries where a PASID entry says so (ECAP_REG.SSADS, scalable mode).
+    /// In the first stage it always does.
+    pub accessed_dirty: bool,
 }
 
 impl Default for Hardware {
@@ -51,6 +54,7 @@ impl Hardware {
         drain_reads: false,
         drain_writes: false,
         snoop_control: false,
+        accessed_dirty: false,
     };
 
     /// What both demand, and what both offer.
@@ -63,6 +67,7 @@ impl Hardware {
             drain_reads: self.drain_reads && other.drain_reads,
             drain_writes: self.drain_writes && other.drain_writes,
             snoop_control: self.snoop_control && other.snoop_control,
+            accessed_dirty: self.accessed_dirty && other.accessed_dirty,
         }
     }
 }
@@ -86,6 +91,9 @@ impl Capabilities {
             page_selective: self.page_selective(),
             drain_reads: self.drains_reads(),
             drain_writes: self.drains_writes(),
+            accessed_dirty: self.second_stage_accessed_dirty()
+                && stage == Stage::Second
+                && mode == TranslationMode::Scalable,
             snoop_control: self.snoop_control() && stage == Stage::Second && mode == TranslationMode::Legacy,
         }
     }

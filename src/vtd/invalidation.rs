@@ -86,6 +86,13 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
         invalidation
     }
 
+    /// Adds `span`, in which leaves of up to `size` bytes say something else.
+    pub(crate) fn change(&mut self, span: Span, size: u64) {
+        self.write_buffer_only = false;
+        self.changed(size);
+        self.cover(span);
+    }
+
     /// Adds `span`, in which entries that name tables changed, which covered it as a whole.
     pub(crate) fn cover_table(&mut self, span: Span) {
         self.leaf_only = false;

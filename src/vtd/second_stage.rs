@@ -7,7 +7,8 @@
 //! ```
 //! There is no present bit: an entry is present if R or W is set. PS makes an entry of level 2 or 3 a leaf; in level 1 it has no
 //! meaning and stays 0, above level 3 it is reserved. Entries that name a table are readable and writable; the leaf alone
-//! carries the rights, since hardware takes what all levels allow. SNP is reserved unless the unit has snoop control.
+//! carries the rights, since hardware takes what all levels allow. SNP is reserved unless the unit has snoop control. Hardware sets A in every
+//! entry that it uses and D in leaves that it writes through, if the PASID entry says so (SSADE).
 
 use super::{
     Invalidation, TableFrames,
@@ -25,6 +26,13 @@ const LARGEST_LEAF_LEVEL: u32 = 3;
 #[derive(Clone, Copy, Debug)]
 pub struct SecondStage;
 
+#[inline(always)]
+fn rights(permissions: Permissions) -> u64 {
+    let read = if permissions.contains(Permissions::READ) { READ } else { 0 };
+    let write = if permissions.contains(Permissions::WRITE) { WRITE } else { 0 };
+    write | read
+}
+
 impl sealed::Sealed for SecondStage {}
 
 impl Format for SecondStage {
@@ -32,6 +40,8 @@ impl Format for SecondStage {
     const STAGE: Stage = Stage::Second;
     const PAGE_SIZE: u64 = 1 << 7;
     const SNOOP: u64 = 1 << 11;
+    const ACCESSED: u64 = 1 << 8;
+    const DIRTY: u64 = 1 << 9;
     const TELLS_MAPS: bool = false;
     type Mapped<'d, A: TableFrames + 'd> = ();
 
@@ -39,10 +49,13 @@ impl Format for SecondStage {
 
     #[inline(always)]
     fn leaf(target: PhysAddr, permissions: Permissions, level: u32) -> u64 {
-        let read = if permissions.contains(Permissions::READ) { READ } else { 0 };
-        let write = if permissions.contains(Permissions::WRITE) { WRITE } else { 0 };
         let large = if level > 1 { Self::PAGE_SIZE } else { 0 };
-        target.as_u64() & ADDRESS | large | write | read
+        target.as_u64() & ADDRESS | large | rights(permissions)
+    }
+
+    #[inline(always)]
+    fn with_permissions(leaf: u64, permissions: Permissions) -> u64 {
+        leaf & !(READ | WRITE) | rights(permissions)
     }
 
     #[inline(always)]
@@ -100,6 +113,8 @@ mod tests {
             let kept = SecondStage::SNOOP | 3 << 8 | 1;
             assert_eq!(part, ((1 << 30) + 5 * below) | kept | u64::from(level == 3) << 7);
         }
+        let other = SecondStage::with_permissions(1 << 30 | 3 << 8 | 0x881, Permissions::WRITE);
+        assert_eq!(other, 1 << 30 | 3 << 8 | 0x882, "nothing but the rights");
         assert_eq!(SecondStage::decode(SecondStage::table(target), 4), Entry::Table(target));
         assert_eq!(SecondStage::decode(!(READ | WRITE), 2), Entry::Empty, "no right, nothing present");
     }

@@ -5,7 +5,7 @@ use crate::{
     PhysAddr,
     sync::atomic::{AtomicU64, Ordering},
 };
-use core::ptr::NonNull;
+use core::{ops::Range, ptr::NonNull};
 
 /// One table, as the entries that hardware walks.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +88,13 @@ impl<'t> Table<'t> {
         entry.compare_exchange(expected, value, Ordering::Release, Ordering::Acquire).map(drop)
     }
 
+    /// Clears `bits` of an entry, and returns what it was. What hardware sets in it meanwhile stays.
+    pub(crate) fn clear(self, index: usize, bits: u64) -> u64 {
+        // Ordering: Acquire, so that whatever the caller does because of the bits comes after; the device's writes themselves are in
+        // memory when the invalidation that follows is complete. Nothing is published.
+        self.entry(index).map_or(0, |entry| entry.fetch_and(!bits, Ordering::Acquire))
+    }
+
     /// Takes the entry `expected` out, or says what is there instead; whoever takes a table out owns all below it.
     pub(crate) fn remove(self, index: usize, expected: u64) -> Result<(), u64> {
         let entry = self.entry(index).ok_or(0u64)?;
@@ -101,7 +108,39 @@ impl<'t> Table<'t> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run<'t>(&'t [AtomicU64]);
 
-impl Run<'_> {
+impl<'t> Run<'t> {
+    /// How many entries.
+    pub(crate) const fn length(self) -> usize {
+        self.0.len()
+    }
+
+    /// Replaces each entry by what `change` makes of it, without losing what hardware sets in it meanwhile; the range in which all that
+    /// changed lie, counted from the start of the run. Lock-free: a retry means that hardware has set a bit, or that another context has
+    /// changed the entry.
+    pub(crate) fn update(self, change: impl Fn(u64) -> u64) -> Option<Range<usize>> {
+        let mut changed: Option<Range<usize>> = None;
+        for (index, entry) in self.0.iter().enumerate() {
+            let other = |old| Some(change(old)).filter(|&new| new != old);
+            // Ordering: Release, as for `Table::store`. Relaxed for what is read: behind it the CPU reads nothing.
+            if entry.fetch_update(Ordering::Release, Ordering::Relaxed, other).is_ok() {
+                changed = Some(changed.map_or(index, |range| range.start)..index + 1);
+            }
+        }
+        changed
+    }
+
+    /// Clears `bit` in each entry that has it, and returns what they were, one after the other. What hardware sets meanwhile stays.
+    pub(crate) fn clear_each(self, bit: u64) -> impl Iterator<Item = u64> + 't {
+        self.0.iter().map(move |entry| {
+            // Ordering: Relaxed; saves an access where there is nothing to clear.
+            match entry.load(Ordering::Relaxed) {
+                found if found & bit == 0 => found,
+                // Ordering: Acquire, as for `Table::clear`.
+                _ => entry.fetch_and(!bit, Ordering::Acquire),
+            }
+        })
+    }
+
     /// The first entry for which `wanted` holds, counted from the start of the run.
     #[inline(always)]
     pub(crate) fn position(self, wanted: impl Fn(u64) -> bool) -> Option<usize> {

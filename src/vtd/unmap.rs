@@ -9,29 +9,14 @@ use super::{
     format::{Entry, Format},
     frame_list::FrameList,
     invalidation::Invalidation,
+    split::{split, tables_to_split},
     table::{Run, Table},
     tables::Tables,
     walk::{Place, Step, Visitor},
-    width::{Iova, PAGE, Span, size},
+    width::{Iova, PAGE, Span},
 };
 use crate::PhysAddr;
 use core::{iter, marker::PhantomData};
-
-/// How many tables it takes to split a leaf at `level` so that `part` of it can go.
-fn tables_to_split<F: Format>(level: u32, part: Span) -> u64 {
-    let size = size(level, F::INDEX_BITS);
-    if level == 1 || part.length() == size {
-        return 0;
-    }
-    let below = size >> F::INDEX_BITS;
-    let head = part.first(below);
-    let mut tables = 1 + tables_to_split::<F>(level - 1, head);
-    let last = Span { start: part.end - 1, end: part.end }.around(below);
-    if last.start >= head.end {
-        tables += tables_to_split::<F>(level - 1, Span { start: last.start, end: part.end });
-    }
-    tables
-}
 
 /// The walk that looks.
 pub(crate) struct Survey<F> {
@@ -79,23 +64,6 @@ pub(crate) struct Removing<'w, 'd, F, A: TableFrames> {
 }
 
 impl<F: Format, A: TableFrames> Removing<'_, '_, F, A> {
-    /// Replaces a leaf by a table of smaller leaves that say the same, in one exchange: no translation is ever missing.
-    fn split(&mut self, place: Place<'_>, found: u64) -> Option<PhysAddr> {
-        let frames = &self.tables.frames;
-        let below = self.advance.pop(frames)?;
-        let leaves = (0..1 << F::INDEX_BITS).map(|index| F::part(found, place.level, index));
-        Table::at::<F, A>(frames, below).all().fill(leaves);
-        if self.tables.link::<F>(&place, found, below).is_err() {
-            // Only a caller that breaks the contract gets here; the frame goes back with the rest, cleared.
-            Table::at::<F, A>(frames, below).all().fill(iter::repeat(0));
-            self.advance.push(frames, below);
-            return None;
-        }
-        // Hardware may hold the large leaf until it is told about all of it.
-        self.invalidation.cover_table(place.part.around(size(place.level, F::INDEX_BITS)));
-        Some(below)
-    }
-
     /// An entry was taken out, and is ours with all below it.
     fn removed(&mut self, place: &Place<'_>, entry: Entry) {
         self.tables.flush_entry(place);
@@ -120,7 +88,9 @@ impl<F: Format, A: TableFrames> Visitor for Removing<'_, '_, F, A> {
                 Entry::Empty => return Ok(Step::Skip),
                 Entry::Table(below) if !place.is_whole::<F>() => return Ok(Step::Descend(below)),
                 Entry::Leaf { .. } if !place.is_whole::<F>() => {
-                    return Ok(self.split(place, found).map_or(Step::Skip, Step::Descend));
+                    let below =
+                        split::<F, A>(self.tables, &mut self.advance, self.invalidation, &place, found);
+                    return Ok(below.map_or(Step::Skip, Step::Descend));
                 }
                 Entry::Table(_) | Entry::Leaf { .. } => {}
             }

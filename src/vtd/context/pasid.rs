@@ -97,9 +97,14 @@ impl PasidEntry {
         Self::of(domain, PasidTranslation::FirstStage(tables), domain_id)
     }
 
-    /// An entry that translates by the tables of a second-stage domain, snooped if that does not flush its lines.
+    /// An entry that translates by the tables of a second-stage domain, snooped if that does not flush its lines, with the bits that the
+    /// domain is to read.
     pub fn second_stage<A: TableFrames>(domain: &Domain<SecondStage, A>, domain_id: DomainId) -> Self {
-        let tables = SecondStageRoot { root: domain.root(), levels: domain.levels(), accessed_dirty: false };
+        let tables = SecondStageRoot {
+            root: domain.root(),
+            levels: domain.levels(),
+            accessed_dirty: domain.config().accessed_dirty,
+        };
         Self::of(domain, PasidTranslation::SecondStage(tables), domain_id)
     }
 

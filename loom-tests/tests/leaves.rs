@@ -1,0 +1,60 @@
+//! Leaves that change while hardware writes to them too: no bit that it sets is lost, and no change.
+#![cfg(loom)]
+#![allow(missing_docs)]
+
+use framepool::vtd::{Iova, Permissions};
+use loom::thread;
+use loom_tests::{
+    model,
+    tables::{PAGE, TinyDomain, TinyFrames, close, map, noting_domain, protect, take_dirty},
+};
+
+/// Maps the first two pages, and runs `change` beside a write of the device to page number `page`; whether the device could write.
+fn beside_a_write(page: u64, domain: &TinyDomain, change: impl FnOnce(&TinyDomain)) -> bool {
+    map(domain, 0, 2).unwrap();
+    let (frames, root) = (domain.allocator().clone(), domain.root());
+    let device = thread::spawn(move || frames.device_writes(root, page));
+    change(domain);
+    device.join().unwrap()
+}
+
+fn rights(domain: &TinyDomain, page: u64) -> Permissions {
+    domain.translate(Iova::new(page * PAGE)).unwrap().permissions
+}
+
+#[test]
+fn a_write_beside_the_split_of_its_leaf_is_noted_and_the_leaf_is_split() {
+    model(3, || {
+        let domain = noting_domain(&TinyFrames::new(3));
+        assert!(beside_a_write(1, &domain, |domain| protect(domain, 0)), "page 1 is writable all the time");
+        assert_eq!((rights(&domain, 0), rights(&domain, 1)), (Permissions::READ, Permissions::all()));
+        assert!(take_dirty(&domain) & 2 != 0);
+        close(domain);
+    });
+}
+
+#[test]
+fn a_write_beside_the_loss_of_the_right_to_it_is_noted_if_it_was_done() {
+    model(3, || {
+        let domain = noting_domain(&TinyFrames::new(3));
+        let wrote = beside_a_write(0, &domain, |domain| {
+            protect(domain, 1);
+            protect(domain, 0);
+        });
+        assert_eq!(rights(&domain, 0), Permissions::READ);
+        assert!(!wrote || take_dirty(&domain) & 1 != 0);
+        close(domain);
+    });
+}
+
+#[test]
+fn a_write_beside_the_reading_of_bits_is_in_this_reading_or_the_next() {
+    model(3, || {
+        let domain = noting_domain(&TinyFrames::new(3));
+        let mut first = 0;
+        assert!(beside_a_write(0, &domain, |domain| first = take_dirty(domain)));
+        let second = take_dirty(&domain);
+        assert_eq!((first | second, first & second), (3, 0), "the leaf stands for two pages");
+        close(domain);
+    });
+}
