@@ -167,7 +167,7 @@ fn exchange(place: &AtomicU64, frame: Option<Handle<'static>>) {
 /// so that mapping takes a table and unmapping gives it back. The target is the address itself.
 fn range(thread: usize, range: usize) -> (Iova, u64) {
     let number = (range * THREADS + thread) as u64;
-    if range % 2 == 0 {
+    if range.is_multiple_of(2) {
         (Iova::new(number * 8 * PAGE), 8 * PAGE)
     } else {
         (Iova::new((1 << 30) + (number << 21)), 1 << 21)
@@ -248,7 +248,7 @@ fn ordinary_work(harness: &Harness, thread: usize, random: &mut Random, held: &m
             harness.operation(thread, || give(frame));
         }
     }
-    if random.next() % 16 == 0 {
+    if random.next().is_multiple_of(16) {
         held.drain(..).for_each(|frame| harness.operation(thread, || give(frame)));
     }
 }

@@ -245,7 +245,7 @@ fn check_range(event: &Event) -> Result<(), Fault> {
     if event.length == 0 {
         return Err(Fault::Empty);
     }
-    if (event.iova | event.length | target) % PAGE != 0 {
+    if !(event.iova | event.length | target).is_multiple_of(PAGE) {
         return Err(Fault::Misaligned);
     }
     if event.length > LENGTH_LIMIT {

@@ -56,7 +56,7 @@ mod streaming {
     use core::{arch::asm, ptr::NonNull};
 
     pub(super) unsafe fn clear(start: NonNull<u8>, bytes: usize) {
-        debug_assert!(bytes % 64 == 0 && bytes > 0);
+        debug_assert!(bytes.is_multiple_of(64) && bytes > 0);
         // SAFETY: the caller owns all `bytes` from `start` on, which are aligned and a multiple of 64: each round writes 64 of
         // them, until the end is reached.
         unsafe {

@@ -90,7 +90,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// Bit n of word w of `dirty` stands for the page of 4 KiB number 64 w + n of the range; bits are set and none is cleared, so a bitmap
     /// can gather over several calls. A large leaf has one bit for all of its pages, and sets those of all that are in the range; it is
     /// cleared only if all of the leaf is. Pages that are not mapped are not written. A page that the first stage maps writable counts as
-    /// written at first, since its bit is set from the start, as does one whose leaf was [joined](Self::join).
+    /// written at first, since its bit is set from the start.
     ///
     /// To copy what was written: call this, have hardware forget what the invalidation says, then copy. What the device has written before
     /// the invalidation was complete is then in memory; what it writes later is noted again.
