@@ -23,7 +23,14 @@ compile_error!(
     "the feature `std` needs Linux; use `default-features = false` and bring a `Platform` elsewhere"
 );
 
-#[cfg(feature = "virtio-drivers")]
+#[cfg(any(
+    feature = "aarch64-paging",
+    feature = "allocator-api2-02",
+    feature = "embedded-dma",
+    feature = "page_table_multiarch",
+    feature = "virtio-drivers",
+    feature = "x86_64"
+))]
 pub mod adapters;
 #[allow(unsafe_code, reason = "the handle is taken up from and laid down as a bare address")]
 mod frame;

@@ -14,7 +14,7 @@ pub(crate) mod region;
 /// | [`supply`](Self::supply) | the worker, [`maintain`](crate::FramePool::maintain), construction | yes |
 /// | [`try_supply`](Self::try_supply) | any context in which the pool is asked, interrupts included | **never** |
 /// | [`reclaim`](Self::reclaim) | the worker, `maintain`, closing the pool | yes |
-/// | [`pointer`](Self::pointer), [`base`](Self::base) | any context | never |
+/// | [`pointer`](Self::pointer), [`address`](Self::address), [`base`](Self::base) | any context | never |
 ///
 /// The pool checks what it is given. A frame that is misaligned, out of the window that starts at `base`, beyond the pool's
 /// address limit, or in the pool already is refused and counted in [`Stats::refused`](crate::Stats::refused); it is not given back, since a source
@@ -25,7 +25,8 @@ pub(crate) mod region;
 ///   unmaps it.
 /// * `pointer` maps every frame that was handed out and not reclaimed: valid for reads and writes of one whole frame,
 ///   aligned to the frame size, at the same place each time.
-/// * `try_supply`, `pointer` and `base` do not sleep, take no lock that an interrupt could find taken, allocate
+/// * `address` is the reverse of `pointer`, or none.
+/// * `try_supply`, `pointer`, `address` and `base` do not sleep, take no lock that an interrupt could find taken, allocate
 ///   nothing from a heap and do not panic.
 /// * `base`, `frame_size` and `supplies_zeroed` are the same each time; if the last says so, every frame is zero when it is handed out.
 ///
@@ -68,6 +69,13 @@ pub unsafe trait FrameSource: Sync {
 
     /// Where the CPU reads and writes `frame`.
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8>;
+
+    /// The frame that is mapped at `pointer`, the start of one; the reverse of [`pointer`](Self::pointer), for those who know a frame only
+    /// by where the CPU reaches it. As provided: none, and whoever needs it gets no frame. Any context; never sleeps.
+    fn address(&self, pointer: NonNull<u8>) -> Option<PhysAddr> {
+        let _ = pointer;
+        None
+    }
 
     /// How large the frames are that this source hands out: what a pool over it must be built for. As provided: 4 KiB.
     fn frame_size(&self) -> FrameSize {

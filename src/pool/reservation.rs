@@ -95,6 +95,16 @@ impl<'p, S: FrameSource, P: Platform> Reservation<'p, S, P> {
     pub fn left(&self) -> u32 {
         self.holding.left()
     }
+
+    /// Whether what is drawn is zeroed: the reservation was made with [`Request::zeroed`].
+    pub fn is_zeroed(&self) -> bool {
+        self.kind == Kind::Clean
+    }
+
+    /// The pool to which the frames belong.
+    pub fn pool(&self) -> &'p FramePool<S, P> {
+        self.pool
+    }
 }
 
 impl<S: FrameSource, P: Platform> Drop for Reservation<'_, S, P> {

@@ -7,8 +7,9 @@ use core::fmt;
 /// A snapshot of a pool's state and counters, in frames or in events.
 ///
 /// Exact when no operation is in progress; approximate by the frames in their hands otherwise. Taking it reads one word
-/// and two counters for each CPU.
+/// and two counters for each CPU. With the feature `serde` it can be serialized, field by field.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Stats {
     /// Frames that the pool may own.

@@ -142,6 +142,8 @@ impl Control {
     fn work<S: FrameSource>(&self, pool: &FramePool<S, LinuxPlatform>) {
         while !self.is_stopping() {
             let pass = pool.maintain();
+            #[cfg(feature = "tracing")]
+            tell(&pass);
             if pass.more && pass.retry_after.is_none() {
                 continue;
             }
@@ -159,6 +161,17 @@ impl Control {
                 look_again = pool.serve_waiters();
             }
         }
+    }
+}
+
+/// Tells a subscriber what a pass has done, if it has done anything. The worker alone does so: never a caller of the pool.
+#[cfg(feature = "tracing")]
+fn tell(pass: &super::Maintenance) {
+    let &super::Maintenance { outcome, fetched, trimmed, cleared, retry_after, .. } = pass;
+    if retry_after.is_some() {
+        tracing::warn!(target: "framepool", ?outcome, fetched, ?retry_after, "the source is left alone");
+    } else if fetched + trimmed + cleared > 0 {
+        tracing::debug!(target: "framepool", ?outcome, fetched, trimmed, cleared, "maintained");
     }
 }
 

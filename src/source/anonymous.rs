@@ -217,6 +217,13 @@ unsafe impl FrameSource for AnonymousMemory {
         unsafe { NonNull::new_unchecked(self.window.start.as_ptr().wrapping_add(offset)) }
     }
 
+    fn address(&self, pointer: NonNull<u8>) -> Option<PhysAddr> {
+        // The address of a frame is where it is mapped.
+        let (start, end) =
+            (self.window.start.addr().get(), self.window.mapping.addr().get() + self.window.mapped);
+        (start..end).contains(&pointer.addr().get()).then(|| PhysAddr::new(pointer.addr().get() as u64))
+    }
+
     fn frame_size(&self) -> FrameSize {
         self.frame_size
     }

@@ -139,6 +139,12 @@ unsafe impl FrameSource for FixedRegion {
         unsafe { NonNull::new_unchecked(self.start.as_ptr().wrapping_add(self.distance(frame))) }
     }
 
+    fn address(&self, pointer: NonNull<u8>) -> Option<PhysAddr> {
+        let offset = pointer.addr().get().checked_sub(self.start.addr().get())?;
+        let bytes = self.frames as usize * self.frame_size.bytes();
+        (offset < bytes).then(|| PhysAddr::new(self.base.as_u64().wrapping_add(offset as u64)))
+    }
+
     fn frame_size(&self) -> FrameSize {
         self.frame_size
     }
