@@ -43,6 +43,7 @@ pub mod dmar;
 #[allow(unsafe_code, reason = "map states duties that only the caller can keep")]
 mod domain;
 mod domain_id;
+mod domain_stats;
 mod error;
 mod first_stage;
 mod flush;
@@ -57,7 +58,9 @@ mod mappings;
 #[cfg(feature = "model")]
 mod model_unit;
 mod page_block;
+mod preallocate;
 mod protect;
+mod reclaim;
 mod requester;
 mod retired;
 mod second_stage;
@@ -85,6 +88,7 @@ pub use descriptor::{
 pub use dmar::{Dmar, DmarError};
 pub use domain::{Domain, DomainConfig, FirstStageDomain, SecondStageDomain};
 pub use domain_id::{DomainId, DomainIdNotTaken, DomainIds};
+pub use domain_stats::DomainStats;
 pub use error::{
     AccessedDirtyError, DomainError, MapError, ProtectError, RangeError, TooFewFrames, UnmapError,
 };
@@ -99,6 +103,7 @@ pub use mappings::{Dump, Mapping, Mappings, Translation};
 #[cfg(feature = "model")]
 pub use model_unit::{EntryProblem, Fault, ModelUnit, Violation};
 pub use page_block::{Blocks, PageBlock, Selection};
+pub use reclaim::ReclaimError;
 pub use requester::{Pasid, SourceId};
 pub use second_stage::SecondStage;
 pub use width::{INTERRUPT_RANGE, Iova, Levels, PageSizes};

@@ -1,9 +1,9 @@
-//! The builder against an ordered map of pages: any sequence of maps and unmaps, dense enough that they meet.
+//! The builder against an ordered map of pages: any sequence of maps, unmaps and reclaims, dense enough that they meet.
 #![cfg(not(loom))]
 
 mod common;
 
-use common::tables::TestFrames;
+use common::tables::{TestFrames, snapshot};
 use framepool::{PhysAddr, vtd::*};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -13,9 +13,22 @@ const PAGE: u64 = 4096;
 const WINDOWS: [u64; 3] = [0, (1 << 18) - 768, (1 << 27) - 576];
 const WINDOW: u64 = 1536;
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reclaim {
+    No,
+    /// Those of the whole domain, complete before the operation.
+    All,
+    /// Those of the window, complete only after the operation.
+    Window,
+    /// Those of the window, never complete.
+    Dropped,
+}
+
 #[derive(Clone, Debug)]
 struct Operation {
     unmap: bool,
+    /// Takes empty tables out before.
+    reclaim: Reclaim,
     window: usize,
     page: u64,
     pages: u64,
@@ -26,9 +39,16 @@ struct Operation {
 
 fn operation() -> impl Strategy<Value = Operation> {
     let pages = prop_oneof![4 => 1..8u64, 2 => 1..WINDOW, 1 => Just(512), 1 => Just(1024)];
-    (any::<bool>(), 0..WINDOWS.len(), 0..WINDOW, pages, any::<bool>(), 0..4u64, 1..4u8).prop_map(
-        |(unmap, window, page, pages, aligned, target, permissions)| Operation {
+    let reclaim = prop_oneof![
+        4 => Just(Reclaim::No),
+        1 => Just(Reclaim::All),
+        2 => Just(Reclaim::Window),
+        1 => Just(Reclaim::Dropped),
+    ];
+    ((any::<bool>(), reclaim), 0..WINDOWS.len(), 0..WINDOW, pages, any::<bool>(), 0..4u64, 1..4u8).prop_map(
+        |((unmap, reclaim), window, page, pages, aligned, target, permissions)| Operation {
             unmap,
+            reclaim,
             window,
             page,
             pages,
@@ -60,6 +80,12 @@ fn merged(model: &Model) -> Vec<Mapping> {
     all
 }
 
+/// How many tables from `root` down are empty.
+fn empty_tables(frames: &TestFrames, root: PhysAddr, levels: u32) -> u64 {
+    let tables = snapshot(frames, root, levels);
+    tables.iter().filter(|(_, words)| words.iter().all(|&word| word == 0)).count() as u64
+}
+
 fn check<F: Format>(
     config: DomainConfig,
     page_sizes: PageSizes,
@@ -77,6 +103,22 @@ fn check<F: Format>(
         }
         let range = first..first + operation.pages;
         let (iova, length) = (Iova::new(first * PAGE), operation.pages * PAGE);
+        let of_window = || domain.reclaim(Iova::new(WINDOWS[window] * PAGE), WINDOW * PAGE).unwrap();
+        let mut pending = None;
+        match operation.reclaim {
+            Reclaim::No => {}
+            Reclaim::Window => pending = Some(of_window()),
+            Reclaim::Dropped => drop(of_window()),
+            Reclaim::All => {
+                let invalidation = domain.reclaim(Iova::new(0), 1 << config.address_width).unwrap();
+                let (before, parted) = (domain.table_frames(), invalidation.table_frames());
+                // SAFETY: no device walks these tables.
+                unsafe { invalidation.complete() };
+                prop_assert_eq!(domain.table_frames(), before - parted);
+                let empty = empty_tables(&frames, domain.root(), config.levels.count());
+                prop_assert_eq!(empty, u64::from(model.is_empty()), "the root only");
+            }
+        }
         if operation.unmap {
             let hole = range.clone().find(|page| !model.contains_key(page));
             match domain.unmap(iova, length) {
@@ -116,6 +158,10 @@ fn check<F: Format>(
                     );
                 }
             }
+        }
+        if let Some(invalidation) = pending {
+            // SAFETY: no device walks these tables.
+            unsafe { invalidation.complete() };
         }
         for page in first.saturating_sub(2)..range.end + 2 {
             let at = domain

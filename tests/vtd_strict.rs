@@ -1,4 +1,4 @@
-//! The builder against an ordered map of pages and the strict model unit: any sequence of maps, unmaps and accesses, with no more
+//! The builder against an ordered map of pages and the strict model unit: any sequence of maps, unmaps, reclaims and accesses, with no more
 //! invalidations than the builder asks for, and no translation that is not what it should be.
 //!
 //! `STRICT_SEQUENCES` says how many sequences to try for each format and level count.
@@ -22,6 +22,8 @@ const ID: DomainId = DomainId::FIRST;
 #[derive(Clone, Debug)]
 struct Operation {
     unmap: bool,
+    /// Takes the empty tables of the window out, before the operation and once more after it or, with 2, the same ones.
+    reclaim: u8,
     /// Unmaps what is mapped from the page on, up to the pages, rather than whatever is there.
     mapped: bool,
     /// Unmapped in two calls, the first of them for so many pages, with one invalidation.
@@ -40,19 +42,11 @@ fn operation() -> impl Strategy<Value = Operation> {
     let pages = prop_oneof![4 => 1..8u64, 2 => 1..WINDOW, 2 => Just(512), 1 => Just(1024)];
     let place = (0..WINDOWS.len(), prop_oneof![0..16u64, 500..524u64, 0..WINDOW], pages, any::<bool>());
     let cut = prop_oneof![2 => Just(0), 1 => 1..16u64, 1 => 0..WINDOW];
-    let unmap = (any::<bool>(), prop::bool::weighted(0.8), cut);
+    let reclaim = prop_oneof![3 => Just(0), 2 => Just(1), 1 => Just(2)];
+    let unmap = (any::<bool>(), prop::bool::weighted(0.8), cut, reclaim);
     (unmap, place, 0..5u64, 1..4u8, 0..WINDOW).prop_map(
-        |((unmap, mapped, cut), (window, page, pages, aligned), target, permissions, look)| Operation {
-            unmap,
-            mapped,
-            cut,
-            window,
-            page,
-            pages,
-            aligned,
-            target,
-            permissions,
-            look,
+        |((unmap, mapped, cut, reclaim), (window, page, pages, aligned), target, permissions, look)| {
+            Operation { unmap, reclaim, mapped, cut, window, page, pages, aligned, target, permissions, look }
         },
     )
 }
@@ -138,6 +132,8 @@ fn check<F: Format>(
         for page in looks {
             look(&unit, &model, page)?;
         }
+        let reclaim = || domain.reclaim(Iova::new(WINDOWS[window] * PAGE), WINDOW * PAGE).unwrap();
+        let mut parted = (operation.reclaim > 0).then(reclaim);
         if operation.unmap {
             let hole = range.clone().find(|page| !model.contains_key(page));
             // In two calls only where both succeed.
@@ -174,6 +170,10 @@ fn check<F: Format>(
                         range.clone().zip(target..).map(|(page, target)| (page, (target, permissions))),
                     );
                     complete(&unit, F::STAGE, told);
+                    // What is mapped is reached, though the unit may remember a table that was parted.
+                    look(&unit, &model, first)?;
+                    look(&unit, &model, range.end - 1)?;
+                    prop_assert_eq!(unit.take_violations(), []);
                 }
                 Err(MapError::WriteOnly) => prop_assert!(write_only),
                 Err(MapError::TargetBeyondWidth { .. }) => prop_assert_eq!(operation.target, 4),
@@ -182,6 +182,14 @@ fn check<F: Format>(
                     taken.map(|page| MapError::AlreadyMapped { iova: Iova::new(page * PAGE) })
                 ),
             }
+        }
+        if operation.reclaim == 1 {
+            // Dropped; the next one tells of the same tables.
+            parted = None;
+            parted.get_or_insert_with(reclaim);
+        }
+        if let Some(invalidation) = parted {
+            complete(&unit, F::STAGE, invalidation);
         }
         // At rest before the device looks again: what it has cached, and what it could walk to.
         unit.check();

@@ -94,7 +94,7 @@ struct TinyFrame {
     reached: UnsafeCell<()>,
 }
 
-/// An allocator of a few frames. Its own lock is invisible to the model.
+/// An allocator of a few frames. As any does, it publishes to who takes a frame what was done to it before it came back.
 #[derive(Clone, Debug)]
 pub struct TinyFrames(Arc<Inner>);
 
@@ -106,7 +106,7 @@ unsafe impl Sync for Inner {}
 #[derive(Debug)]
 struct Inner {
     frames: Vec<TinyFrame>,
-    out: Mutex<Vec<bool>>,
+    out: loom::sync::Mutex<Vec<bool>>,
     leaked: Mutex<u64>,
     /// A line goes to memory whole, at one moment.
     bus: loom::sync::Mutex<()>,
@@ -118,7 +118,7 @@ impl TinyFrames {
         let frame = |_| TinyFrame { entries: words(), flushed: words(), reached: UnsafeCell::new(()) };
         Self(Arc::new(Inner {
             frames: (0..frames).map(frame).collect(),
-            out: Mutex::new(vec![false; frames]),
+            out: loom::sync::Mutex::new(vec![false; frames]),
             leaked: Mutex::new(0),
             bus: loom::sync::Mutex::new(()),
         }))
@@ -241,6 +241,13 @@ pub fn map(domain: &TinyDomain, page: u64, pages: u64) -> Result<(), MapError> {
 /// Unmaps the pages, and says at once that hardware has let go of them; whether they were mapped.
 pub fn unmap(domain: &TinyDomain, page: u64, pages: u64) -> bool {
     let invalidation = domain.unmap(Iova::new(page * PAGE), pages * PAGE);
+    // SAFETY: nothing walks these tables but the model.
+    invalidation.map(|invalidation| unsafe { invalidation.complete() }).is_ok()
+}
+
+/// Takes the empty tables for the pages out, and says at once that hardware has let go of them; whether it was nobody else's turn.
+pub fn reclaim(domain: &TinyDomain, page: u64, pages: u64) -> bool {
+    let invalidation = domain.reclaim(Iova::new(page * PAGE), pages * PAGE);
     // SAFETY: nothing walks these tables but the model.
     invalidation.map(|invalidation| unsafe { invalidation.complete() }).is_ok()
 }

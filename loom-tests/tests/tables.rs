@@ -5,7 +5,7 @@
 use loom::thread;
 use loom_tests::{
     model,
-    tables::{PAGE, TinyFrames, close, is_mapped, map, tiny_domain, unmap},
+    tables::{PAGE, TinyFrames, close, is_mapped, map, reclaim, tiny_domain, unmap},
 };
 use std::sync::Arc;
 
@@ -46,16 +46,21 @@ fn two_unmaps_of_one_subtree_give_each_table_to_one_of_them() {
 #[test]
 fn a_frame_that_a_reader_may_be_inside_is_not_used_again() {
     model(3, || {
-        let domain = Arc::new(tiny_domain(&TinyFrames::new(4), true));
+        let domain = Arc::new(tiny_domain(&TinyFrames::new(3), true));
         // Once before, so that the frames have a history.
-        map(&domain, 0, 4).unwrap();
-        assert!(unmap(&domain, 0, 4));
-        map(&domain, 0, 4).unwrap();
+        map(&domain, 0, 2).unwrap();
+        assert!(unmap(&domain, 0, 2));
+        map(&domain, 0, 2).unwrap();
+        // A walk elsewhere, whose slot the reader finds, and then one of its own.
+        assert!(!is_mapped(&domain, 6));
         let reader = {
             let domain = Arc::clone(&domain);
-            thread::spawn(move || is_mapped(&domain, 1))
+            thread::spawn(move || {
+                is_mapped(&domain, 1);
+                is_mapped(&domain, 6);
+            })
         };
-        assert!(unmap(&domain, 0, 4));
+        assert!(unmap(&domain, 0, 2));
         // The frames of the last mapping, if they are back.
         let _ = map(&domain, 6, 2);
         reader.join().unwrap();
@@ -66,19 +71,85 @@ fn a_frame_that_a_reader_may_be_inside_is_not_used_again() {
 }
 
 #[test]
-fn frames_that_two_contexts_retire_at_once_all_come_back() {
+fn frames_that_one_context_retires_and_another_returns_come_back_once() {
     model(3, || {
-        let domain = Arc::new(tiny_domain(&TinyFrames::new(5), true));
+        let domain = Arc::new(tiny_domain(&TinyFrames::new(3), true));
         map(&domain, 0, 2).unwrap();
-        map(&domain, 4, 2).unwrap();
+        let reader = {
+            let domain = Arc::clone(&domain);
+            // Where the tables were that are retired: it holds them back.
+            thread::spawn(move || is_mapped(&domain, 0))
+        };
         let other = {
             let domain = Arc::clone(&domain);
             thread::spawn(move || assert!(unmap(&domain, 0, 2)))
         };
-        assert!(unmap(&domain, 4, 2));
-        other.join().unwrap();
         domain.maintain();
-        assert_eq!((domain.maintain(), domain.allocator().out_and_leaked()), (0, (3, 0)));
+        other.join().unwrap();
+        reader.join().unwrap();
+        assert_eq!((domain.maintain(), domain.allocator().out_and_leaked()), (0, (2, 0)));
+        close(Arc::into_inner(domain).unwrap());
+    });
+}
+
+#[test]
+fn a_map_beside_the_return_of_its_empty_tables_is_found_by_hardware_and_by_readers() {
+    model(3, || {
+        let domain = Arc::new(tiny_domain(&TinyFrames::new(5), false));
+        let root = domain.root();
+        // In pieces, so that the tables stay.
+        map(&domain, 0, 1).unwrap();
+        assert!(unmap(&domain, 0, 1));
+        let other = {
+            let domain = Arc::clone(&domain);
+            thread::spawn(move || {
+                map(&domain, 1, 1).unwrap();
+                assert!(domain.allocator().hardware_finds(root, PAGE), "V6");
+            })
+        };
+        assert!(reclaim(&domain, 0, 2));
+        other.join().unwrap();
+        assert!(is_mapped(&domain, 1) && domain.allocator().hardware_finds(root, PAGE), "V9");
+        domain.maintain();
+        assert_eq!((domain.table_frames(), domain.allocator().out_and_leaked()), (3, (3, 0)));
+        close(Arc::into_inner(domain).unwrap());
+    });
+}
+
+#[test]
+fn a_reader_beside_the_return_of_an_empty_table_finds_no_frame_of_somebody_else() {
+    model(3, || {
+        let domain = Arc::new(tiny_domain(&TinyFrames::new(5), true));
+        map(&domain, 0, 1).unwrap();
+        assert!(unmap(&domain, 0, 1));
+        let reader = {
+            let domain = Arc::clone(&domain);
+            thread::spawn(move || assert!(!is_mapped(&domain, 1)))
+        };
+        assert!(reclaim(&domain, 0, 2));
+        // The frames that were taken, if they are back.
+        map(&domain, 6, 2).unwrap();
+        reader.join().unwrap();
+        assert_eq!(domain.maintain(), 0, "nobody is inside any more");
+        close(Arc::into_inner(domain).unwrap());
+    });
+}
+
+#[test]
+fn two_reclaims_take_each_table_once() {
+    model(3, || {
+        let domain = Arc::new(tiny_domain(&TinyFrames::new(3), true));
+        map(&domain, 0, 1).unwrap();
+        assert!(unmap(&domain, 0, 1));
+        let other = {
+            let domain = Arc::clone(&domain);
+            thread::spawn(move || reclaim(&domain, 0, 2))
+        };
+        let mine = reclaim(&domain, 0, 2);
+        assert!(other.join().unwrap() || mine, "it was the turn of one of them");
+        assert!(reclaim(&domain, 0, 8));
+        domain.maintain();
+        assert_eq!((domain.table_frames(), domain.allocator().out_and_leaked()), (1, (1, 0)), "the root");
         close(Arc::into_inner(domain).unwrap());
     });
 }

@@ -23,22 +23,22 @@ impl<T> Turn<T> {
 
     /// Runs `work` on the state, or returns nothing at once when somebody else has the turn.
     pub fn try_with<R>(&self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
-        let held = self.take()?;
-        Some(held.with(work))
+        Some(self.hold()?.with(work))
     }
 
     /// Runs `work` on the state when those before are done with it. Task context only.
     #[cfg(not(any(feature = "std", loom)))]
     pub fn wait_with<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
         loop {
-            if let Some(held) = self.take() {
+            if let Some(mut held) = self.hold() {
                 return held.with(work);
             }
             crate::sync::wait_hint();
         }
     }
 
-    fn take(&self) -> Option<Held<'_, T>> {
+    /// The turn, until the value goes; nothing at once when somebody else has it.
+    pub fn hold(&self) -> Option<Held<'_, T>> {
         // Ordering: Acquire pairs with the Release in `Held::drop`, so that the last holder's changes are seen.
         // Relaxed on failure: nothing is read.
         self.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).ok()?;
@@ -46,12 +46,15 @@ impl<T> Turn<T> {
     }
 }
 
-/// Gives the turn back, also when the work panics (a source of the host may).
-struct Held<'t, T>(&'t Turn<T>);
+/// The turn of its owner. Goes back with it, also when the work panics (a source of the host may).
+#[derive(Debug)]
+pub struct Held<'t, T>(&'t Turn<T>);
 
 impl<T> Held<'_, T> {
-    fn with<R>(self, work: impl FnOnce(&mut T) -> R) -> R {
-        // SAFETY: the exchange made the turn ours until `self` goes, and the closure cannot keep the reference.
+    /// Runs `work` on the state.
+    pub fn with<R>(&mut self, work: impl FnOnce(&mut T) -> R) -> R {
+        // SAFETY: the exchange made the turn ours until `self` goes, `self` is borrowed by this call alone, and the closure cannot
+        // keep the reference.
         self.0.state.with_mut(|state| work(unsafe { &mut *state }))
     }
 }

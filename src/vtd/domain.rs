@@ -1,8 +1,8 @@
 //! Owns an address space: its root table, its shape, and the checks at its door. Asks the allocator for table frames.
 
 use super::{
-    ClosedDomain, DomainError, DomainId, Hardware, Invalidation, MapError, RangeError, TableFrames,
-    UnmapError,
+    ClosedDomain, DomainError, DomainId, DomainStats, Hardware, Invalidation, MapError, RangeError,
+    TableFrames, UnmapError,
     error::AdvanceError,
     first_stage::FirstStage,
     format::{Format, Permissions, Stage},
@@ -205,7 +205,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// ```
     pub fn unmap(&self, iova: Iova, length: u64) -> Result<Invalidation<'_, A>, UnmapError> {
         let span = self.config.span(iova, length)?;
-        let _walk = self.tables.enter();
+        let _walk = self.tables.enter(span);
         let mut survey = unmap::Survey::<F>::new();
         self.walk(span, &mut survey)?;
         let advance = self.advance(survey.missing)?;
@@ -244,6 +244,11 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// How many table frames of completed invalidations wait for calls that may still be reading them.
     pub fn retired_frames(&self) -> u64 {
         self.tables.waiting()
+    }
+
+    /// What the domain counts. From the contexts of `maintain`; constant time.
+    pub fn stats(&self) -> DomainStats {
+        self.tables.stats()
     }
 
     /// Gives back the table frames of completed invalidations that no call in progress can be reading any more, and says how many
@@ -288,6 +293,11 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// All addresses of the domain.
     pub(crate) fn aperture(&self) -> Span {
         self.config.aperture()
+    }
+
+    /// What is left to be done now that `span` is mapped, in leaves of up to `largest` bytes.
+    pub(crate) fn mapped(&self, span: Span, largest: u64) -> F::Mapped<'_, A> {
+        F::mapped(|| Invalidation::of_map(&self.tables, span, largest))
     }
 
     /// Takes `count` zeroed frames, or none.

@@ -1,6 +1,11 @@
 //! Owns what every entry format has in common, so that one walk serves them all.
 
-use super::{Invalidation, MapOutcome, TableFrames, error::PermissionsError, width::shift};
+use super::{
+    Invalidation, MapOutcome, TableFrames,
+    bits::ADDRESS,
+    error::PermissionsError,
+    width::{PAGE, shift},
+};
 use crate::PhysAddr;
 
 /// Which of the two translations of VT-d the tables are for.
@@ -46,6 +51,34 @@ bitflags::bitflags! {
 /// Software's bit in an entry that names a table: its line was flushed after it was written (`tables.rs`). Hardware ignores bits
 /// 52 to 61 of every entry of both formats.
 pub(crate) const FLUSHED: u64 = 1 << 52;
+
+/// Software's bit in an entry that names a table: the table was found empty (`reclaim.rs`).
+pub(crate) const IDLE: u64 = 1 << 53;
+
+/// Software's bit in an entry that names a table: the table stays although nothing is mapped in it (`preallocate.rs`).
+pub(crate) const KEPT: u64 = 1 << 54;
+
+/// Software's bit in an entry that hardware sees as not present: it still names a table, which was parted (`reclaim.rs`).
+const PARTED: u64 = 1 << 4;
+
+/// The entry, not present in any format, that names the parted table `table`.
+pub(crate) const fn parting(table: PhysAddr) -> u64 {
+    table.as_u64() | PARTED
+}
+
+/// The parted table that `entry`, which is not present, names.
+pub(crate) const fn parted(entry: u64) -> Option<PhysAddr> {
+    if entry & (PAGE - 1) == PARTED { Some(PhysAddr::new(entry & ADDRESS)) } else { None }
+}
+
+/// The table that `entry` of `level` names, whether hardware sees it or not.
+pub(crate) fn named_table<F: Format>(entry: u64, level: u32) -> Option<PhysAddr> {
+    match F::decode(entry, level) {
+        Entry::Table(table) => Some(table),
+        Entry::Empty => parted(entry),
+        Entry::Leaf { .. } => None,
+    }
+}
 
 /// What an entry says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

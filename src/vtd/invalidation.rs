@@ -2,8 +2,9 @@
 //! be walking. Only the word that this is done gives the frames back (INV-10).
 
 use super::{
-    Descriptor, DomainId, IotlbSelection, Pages, Pasid, Selection, TableFrames, Wait,
+    Descriptor, DomainId, IotlbSelection, PageBlock, Pages, Pasid, Selection, TableFrames, Wait,
     frame_list::FrameList,
+    reclaim::PartedTables,
     tables::Tables,
     width::{Iova, Span},
 };
@@ -36,7 +37,7 @@ impl From<Span> for IovaRange {
 /// changed lines were flushed before this value was returned.
 ///
 /// Dropping it instead leaks the table frames on purpose and reports it through [`TableFrames::leaked`]: a frame that hardware
-/// may still walk must not be used again.
+/// may still walk must not be used again. Those of a [reclaim](super::Domain::reclaim) are left for the next one.
 #[must_use = "hardware must be told, and the table frames come back only through `complete`"]
 pub struct Invalidation<'d, A: TableFrames> {
     tables: &'d Tables<A>,
@@ -48,6 +49,7 @@ pub struct Invalidation<'d, A: TableFrames> {
     /// The least address mask with which hardware forgets each entry that changed.
     least_mask: u8,
     detached: FrameList,
+    parted: Option<PartedTables<'d, A>>,
 }
 
 impl<'d, A: TableFrames> Invalidation<'d, A> {
@@ -61,6 +63,7 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
             write_buffer_only: true,
             least_mask: 0,
             detached: FrameList::new(),
+            parted: None,
         }
     }
 
@@ -127,6 +130,18 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
         self.detached.append(&self.tables.frames, detached);
     }
 
+    /// Tables were parted, to be taken when hardware has forgotten them.
+    pub(crate) fn set_parted(&mut self, parted: PartedTables<'d, A>) {
+        self.parted = Some(parted);
+    }
+
+    /// Blocks that contain all addresses for which tables wait in here.
+    fn blocks(&self) -> impl Iterator<Item = PageBlock> {
+        let ranges = self.ranges.into_iter().flatten().filter(|_| !self.whole_domain);
+        let blocks = ranges.map(|span| PageBlock::covering(span.into()));
+        blocks.chain(self.whole_domain.then_some(PageBlock::ALL))
+    }
+
     /// Whether there is nothing to be done.
     pub fn is_empty(&self) -> bool {
         self.ranges.iter().all(Option::is_none) && !self.whole_domain && self.table_frames() == 0
@@ -165,9 +180,10 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
         self.least_mask
     }
 
-    /// How many table frames wait in here.
+    /// How many table frames wait in here. Of a [reclaim](super::Domain::reclaim) that is the most: tables that a `map` has used again
+    /// do not come back.
     pub fn table_frames(&self) -> u64 {
-        self.detached.count()
+        self.detached.count() + self.parted.as_ref().map_or(0, PartedTables::count)
     }
 
     /// The pages to forget, in naturally aligned blocks that hardware can forget each at once and of which none is smaller than an
@@ -283,20 +299,26 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
         self.least_mask = self.least_mask.max(other.least_mask);
         let detached = mem::replace(&mut other.detached, FrameList::new());
         self.take_frames(detached);
+        // There is one turn, so one of both has none.
+        self.parted = self.parted.take().or(other.parted.take());
         Ok(())
     }
 
     /// Gives the table frames back: the invalidation is complete. Frames that another call may be reading at this moment come back
     /// with a later completion, or with [`maintain`](super::Domain::maintain).
     ///
-    /// From thread and interrupt context, not from an NMI; the bound is a free for each table frame that waits.
+    /// From thread and interrupt context, not from an NMI; the bound is a free for each table frame that waits, and for a reclaim
+    /// the tables of its range.
     ///
     /// # Safety
     /// Every unit that the domain is attached to has confirmed that it has forgotten the ranges (or the whole domain), non-leaf
     /// entries included unless [`leaf_only`](Self::leaf_only); nothing walks the detached tables any more.
     pub unsafe fn complete(mut self) {
-        let detached = mem::replace(&mut self.detached, FrameList::new());
-        self.tables.retire(detached);
+        let mut detached = mem::replace(&mut self.detached, FrameList::new());
+        if let Some(parted) = self.parted.take() {
+            detached.append(&self.tables.frames, parted.take(self.tables));
+        }
+        self.tables.retire(detached, self.blocks());
     }
 }
 

@@ -3,13 +3,14 @@
 //! The first finds out that nothing in the range is mapped and how many tables are missing, to the frame. These are
 //! taken before the second writes anything, so it cannot fail (INV-11). Between both, mappers of other ranges may link tables on
 //! our way: then ours are left over. They cannot unlink one, since a table is detached only by an unmap of all that it
-//! covers, and that includes part of our range, which nobody else touches; so more are never needed.
+//! covers, and that includes part of our range, which nobody else touches, or when it is empty, and those that the first walk
+//! goes through are kept (`reclaim.rs`); so more are never needed.
 
 use super::{
-    Invalidation, MapError, TableFrames,
+    MapError, TableFrames,
     domain::{Domain, DomainConfig},
     error::AdvanceError,
-    format::{Entry, Format, Permissions},
+    format::{Entry, Format, Permissions, named_table},
     frame_list::FrameList,
     table::Run,
     tables::Tables,
@@ -59,14 +60,14 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         take: impl FnOnce(u64) -> Result<FrameList, AdvanceError>,
     ) -> Result<F::Mapped<'_, A>, MapError> {
         let tables = self.tables();
-        let _walk = tables.enter();
+        let _walk = tables.enter(span);
         let mut survey = Survey::<F, T>::new(wish);
         self.walk(span, &mut survey)?;
         let advance = take(survey.missing)?;
         let mut writing = Writing::<F, A, T> { tables, wish, advance, largest: PAGE, format: PhantomData };
         let outcome = self.walk(span, &mut writing);
         tables.give_back(writing.advance);
-        outcome.map(|()| F::mapped(|| Invalidation::of_map(tables, span, writing.largest)))
+        outcome.map(|()| self.mapped(span, writing.largest))
     }
 }
 
@@ -118,15 +119,15 @@ impl<T: Targets> Wish<T> {
 }
 
 /// The walk that looks.
-struct Survey<F, T> {
+pub(crate) struct Survey<F, T> {
     wish: Wish<T>,
     /// Tables that have to be made.
-    missing: u64,
+    pub(crate) missing: u64,
     format: PhantomData<F>,
 }
 
 impl<F: Format, T: Targets> Survey<F, T> {
-    fn new(wish: Wish<T>) -> Self {
+    pub(crate) fn new(wish: Wish<T>) -> Self {
         Self { wish, missing: 0, format: PhantomData }
     }
 }
@@ -135,14 +136,15 @@ impl<F: Format, T: Targets> Visitor for Survey<F, T> {
     type Stop = MapError;
 
     fn entry(&mut self, place: Place<'_>) -> Result<Step, MapError> {
-        match F::decode(place.table.load(place.index), place.level) {
-            Entry::Table(below) => Ok(Step::Descend(below)),
-            Entry::Leaf { .. } => Err(MapError::AlreadyMapped { iova: Iova::new(place.part.start) }),
-            Entry::Empty => {
-                self.missing += self.wish.tables_below::<F>(place.level, place.part);
-                Ok(Step::Skip)
-            }
+        let found = place.keep();
+        if let Some(below) = named_table::<F>(found, place.level) {
+            return Ok(Step::Descend(below));
         }
+        if F::decode(found, place.level) != Entry::Empty {
+            return Err(MapError::AlreadyMapped { iova: Iova::new(place.part.start) });
+        }
+        self.missing += self.wish.tables_below::<F>(place.level, place.part);
+        Ok(Step::Skip)
     }
 
     fn leaves(&mut self, run: Run<'_>, part: Span) -> Result<(), MapError> {
@@ -156,13 +158,13 @@ impl<F: Format, T: Targets> Visitor for Survey<F, T> {
 }
 
 /// The walk that writes, with all frames that it can need.
-struct Writing<'d, F, A: TableFrames, T> {
-    tables: &'d Tables<A>,
-    wish: Wish<T>,
-    advance: FrameList,
+pub(crate) struct Writing<'d, F, A: TableFrames, T> {
+    pub(crate) tables: &'d Tables<A>,
+    pub(crate) wish: Wish<T>,
+    pub(crate) advance: FrameList,
     /// The bytes of the largest leaf that was written.
-    largest: u64,
-    format: PhantomData<F>,
+    pub(crate) largest: u64,
+    pub(crate) format: PhantomData<F>,
 }
 
 impl<F: Format, A: TableFrames, T: Targets> Visitor for Writing<'_, F, A, T> {
@@ -170,7 +172,7 @@ impl<F: Format, A: TableFrames, T: Targets> Visitor for Writing<'_, F, A, T> {
     type Stop = MapError;
 
     fn entry(&mut self, place: Place<'_>) -> Result<Step, MapError> {
-        let found = place.table.load(place.index);
+        let found = self.tables.restore::<F>(&place, place.table.load(place.index));
         let conflict = MapError::AlreadyMapped { iova: Iova::new(place.part.start) };
         match F::decode(found, place.level) {
             Entry::Table(below) => {

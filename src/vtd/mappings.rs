@@ -98,7 +98,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
             let target = PhysAddr::new(page.target.as_u64() + within);
             Err(Translation { target, permissions: page.permissions, page_size })
         };
-        let _walk = self.tables().enter();
+        let _walk = self.tables().enter(span);
         self.walk(span, &mut Leaves::<F, _, _>::new(found)).err()
     }
 
@@ -130,7 +130,7 @@ impl<F: Format, A: TableFrames> Iterator for Mappings<'_, F, A> {
         if self.rest.start >= self.rest.end {
             return None;
         }
-        let _walk = self.domain.tables().enter();
+        let _walk = self.domain.tables().enter(self.rest);
         let mut merged: Option<Mapping> = None;
         let grow = |leaf: Mapping, _| {
             match merged {

@@ -73,6 +73,21 @@ impl PageBlock {
         Iova::new(self.start.as_u64() | Self::last_offset(self.mask))
     }
 
+    /// Whether both have an address in common: aligned blocks do if one contains the other.
+    pub(crate) const fn meets(self, other: Self) -> bool {
+        self.contains(other.start) || other.contains(self.start)
+    }
+
+    /// The block in one word: its start is a multiple of a page, so there is room for the mask.
+    pub(crate) const fn to_word(self) -> u64 {
+        self.start.as_u64() | self.mask as u64
+    }
+
+    /// The block of a word that [`to_word`](Self::to_word) gave.
+    pub(crate) const fn from_word(word: u64) -> Self {
+        Self { start: Iova::new(word & !(PAGE - 1)), mask: (word & (PAGE - 1)) as u8 }
+    }
+
     /// The offset of the last byte of a block.
     const fn last_offset(mask: u8) -> u64 {
         if mask >= MASK_MOST { u64::MAX } else { (PAGE << mask) - 1 }

@@ -2,22 +2,26 @@
 //! way to hardware that does not snoop.
 
 use super::{
-    DomainConfig, DomainId, Hardware, TableFrames,
-    format::{FLUSHED, Format},
+    DomainConfig, DomainId, DomainStats, Hardware, TableFrames,
+    format::{FLUSHED, Format, parted},
     frame_list::FrameList,
+    page_block::PageBlock,
     retired::Retired,
     table::{Run, Table},
     walk::Place,
-    walkers::{Walk, Walkers},
+    walkers::{Stamp, Walk, Walkers},
+    width::Span,
 };
-use crate::{PhysAddr, sync::counter};
+use crate::{PhysAddr, raw::turn::Turn, sync::counter};
 
 /// The tables of a domain, as domain and invalidations share them.
 pub(crate) struct Tables<A: TableFrames> {
     pub(crate) frames: A,
     live: counter::Shared,
+    reclaimed: counter::Shared,
     walkers: Walkers,
     retired: Retired,
+    reclaiming: Turn<Option<Stamp>>,
     domain_id: Option<DomainId>,
     hardware: Hardware,
 }
@@ -28,8 +32,10 @@ impl<A: TableFrames> Tables<A> {
         Self {
             frames,
             live: counter::Shared::new(),
+            reclaimed: counter::Shared::new(),
             walkers: Walkers::new(config.concurrent_calls.into()),
             retired: Retired::new(),
+            reclaiming: Turn::new(None),
             domain_id: config.domain_id,
             hardware: config.hardware,
         }
@@ -45,10 +51,20 @@ impl<A: TableFrames> Tables<A> {
         self.hardware
     }
 
-    /// Begins a walk: while it lives, every table that the caller finds stays a table.
+    /// Begins a walk over `span`: while it lives, every table that the caller finds there stays a table.
     #[inline]
-    pub(crate) fn enter(&self) -> Walk<'_> {
-        self.walkers.enter()
+    pub(crate) fn enter(&self, span: Span) -> Walk<'_> {
+        self.walkers.enter(PageBlock::covering(span.into()))
+    }
+
+    /// Who walks.
+    pub(crate) fn walkers(&self) -> &Walkers {
+        &self.walkers
+    }
+
+    /// The turn of the one who looks for empty tables, and the last stamp after which he marked some.
+    pub(crate) fn reclaiming(&self) -> &Turn<Option<Stamp>> {
+        &self.reclaiming
     }
 
     pub(crate) fn linked(&self, tables: u64) {
@@ -68,6 +84,22 @@ impl<A: TableFrames> Tables<A> {
         self.retired.waiting()
     }
 
+    /// A snapshot of what is counted.
+    pub(crate) fn stats(&self) -> DomainStats {
+        DomainStats {
+            table_frames: self.live.get(),
+            retired: self.retired.waiting(),
+            retired_most: self.retired.most_waiting(),
+            reclaimed: self.reclaimed.get(),
+        }
+    }
+
+    /// Tables were taken that had become empty.
+    pub(crate) fn reclaimed(&self, tables: u64) {
+        self.unlinked(tables);
+        self.reclaimed.add(tables);
+    }
+
     /// Gives frames back that no entry has ever named.
     #[allow(unsafe_code, reason = "only what was never linked goes back at once")]
     pub(crate) fn give_back(&self, mut unused: FrameList) {
@@ -78,10 +110,10 @@ impl<A: TableFrames> Tables<A> {
         }
     }
 
-    /// Takes over tables of which hardware has let go; they go back when no walker is inside.
-    pub(crate) fn retire(&self, detached: FrameList) {
+    /// Takes over tables for addresses of `blocks` of which hardware has let go; they go back when no walker is inside.
+    pub(crate) fn retire(&self, detached: FrameList, blocks: impl Iterator<Item = PageBlock>) {
         if detached.count() > 0 {
-            self.retired.add(&self.frames, detached);
+            self.retired.add(&self.frames, &self.walkers, detached, blocks);
             self.settle();
         }
     }
@@ -118,6 +150,19 @@ impl<A: TableFrames> Tables<A> {
         self.linked(1);
         self.confirm(place, F::table(below));
         Ok(())
+    }
+
+    /// Links the table again that `entry` names, if it was parted; returns what is there then. The caller has kept it, and lets
+    /// [`confirm`](Self::confirm) flush. Lock-free: a retry means that another mapper was faster.
+    #[inline(always)]
+    pub(crate) fn restore<F: Format>(&self, place: &Place<'_>, mut entry: u64) -> u64 {
+        while let Some(table) = parted(entry) {
+            match place.table.install(place.index, entry, F::table(table)) {
+                Ok(()) => return F::table(table),
+                Err(now) => entry = now,
+            }
+        }
+        entry
     }
 
     /// Sees to it that hardware finds the table that `entry` names, which somebody may have linked a moment ago.

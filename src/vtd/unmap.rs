@@ -2,11 +2,12 @@
 //!
 //! The first finds out that all of the range is mapped and how many tables it takes to split the large leaves of which only a
 //! part goes; these are taken before the second changes anything (INV-11). A table that lies in the range as a whole is
-//! taken out by its entry, and what is below it then belongs to this unmap alone (INV-10).
+//! taken out by its entry, and what is below it then belongs to this unmap alone (INV-10). One that was built beforehand, to be kept,
+//! is emptied instead (`preallocate.rs`).
 
 use super::{
     TableFrames, UnmapError,
-    format::{Entry, Format},
+    format::{Entry, Format, KEPT, named_table},
     frame_list::FrameList,
     invalidation::Invalidation,
     split::{split, tables_to_split},
@@ -86,7 +87,9 @@ impl<F: Format, A: TableFrames> Visitor for Removing<'_, '_, F, A> {
             let entry = F::decode(found, place.level);
             match entry {
                 Entry::Empty => return Ok(Step::Skip),
-                Entry::Table(below) if !place.is_whole::<F>() => return Ok(Step::Descend(below)),
+                Entry::Table(below) if found & KEPT != 0 || !place.is_whole::<F>() => {
+                    return Ok(Step::Descend(below));
+                }
                 Entry::Leaf { .. } if !place.is_whole::<F>() => {
                     let below =
                         split::<F, A>(self.tables, &mut self.advance, self.invalidation, &place, found);
@@ -121,7 +124,7 @@ pub(crate) fn collect<F: Format, A: TableFrames>(frames: &A, frame: PhysAddr, le
         let table = Table::at::<F, A>(frames, frame);
         for index in 0..1 << F::INDEX_BITS {
             let mut found = table.load(index);
-            while let Entry::Table(below) = F::decode(found, level) {
+            while let Some(below) = named_table::<F>(found, level) {
                 match table.remove(index, found) {
                     Ok(()) => {
                         list.append(frames, collect::<F, A>(frames, below, level - 1));

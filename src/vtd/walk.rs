@@ -2,7 +2,7 @@
 
 use super::{
     TableFrames,
-    format::Format,
+    format::{Format, IDLE},
     table::{Run, Table},
     width::{Span, size},
 };
@@ -21,6 +21,20 @@ impl Place<'_> {
     /// Whether the range covers all of the entry.
     pub(crate) fn is_whole<F: Format>(&self) -> bool {
         self.part.length() == size(self.level, F::INDEX_BITS)
+    }
+
+    /// Sees to it that the table which the entry names, if it does, stays for as long as the caller's walk does, and returns the
+    /// entry (`reclaim.rs`). Lock-free: a retry means that another context has changed the entry.
+    #[inline(always)]
+    pub(crate) fn keep(&self) -> u64 {
+        let mut entry = self.table.load(self.index);
+        while entry & IDLE != 0 {
+            match self.table.install(self.index, entry, entry & !IDLE) {
+                Ok(()) => return entry & !IDLE,
+                Err(now) => entry = now,
+            }
+        }
+        entry
     }
 }
 
