@@ -30,11 +30,11 @@ struct Gate {
 // SAFETY: the frames keep the contract; the gate only takes time.
 unsafe impl TableFrames for &Gate {
     fn allocate(&self) -> Option<PhysAddr> {
-        (&self.frames).allocate()
+        self.frames.allocate()
     }
     unsafe fn free(&self, frame: PhysAddr) {
         // SAFETY: the caller's.
-        unsafe { (&self.frames).free(frame) }
+        unsafe { self.frames.free(frame) }
     }
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
         let left = STEPS.get();
@@ -43,10 +43,10 @@ unsafe impl TableFrames for &Gate {
             self.stopped.wait();
             self.stopped.wait();
         }
-        (&self.frames).pointer(frame)
+        self.frames.pointer(frame)
     }
     fn leaked(&self, frames: u64) {
-        (&self.frames).leaked(frames);
+        self.frames.leaked(frames);
     }
 }
 
