@@ -60,8 +60,8 @@ pub use platform::linux::LinuxPlatform;
 pub use pool::WorkedPool;
 pub use pool::{
     AllocError, AllocFuture, BuildError, Builder, Class, CloseError, CpuBusy, FallbackPolicy, FramePool,
-    Maintenance, Outcome, Quota, QuotaError, QuotaFrame, Request, Reservation, ReserveError, ReserveFuture,
-    Stats, Watermarks, WhenFree,
+    Growth, Maintenance, Outcome, Quota, QuotaError, QuotaFrame, Request, Reservation, ReserveError,
+    ReserveFuture, Stats, Watermarks, WhenFree,
 };
 #[cfg(any(feature = "std", loom))]
 pub use raw::doorbell::Doorbell;

@@ -56,7 +56,7 @@ pub use close::CloseError;
 pub use config::{BuildError, Builder, Watermarks};
 pub use fallback::FallbackPolicy;
 pub use quota::{Quota, QuotaError, QuotaFrame};
-pub use refill::{Maintenance, Outcome};
+pub use refill::{Growth, Maintenance, Outcome};
 pub use request::{AllocError, Class, Request};
 pub use reservation::{Reservation, ReserveError};
 pub use shrink::CpuBusy;
@@ -109,6 +109,7 @@ pub struct FramePool<S: FrameSource, P: Platform> {
     watermarks: Watermarks,
     /// Passes without use after which a cache is idle.
     idle_passes: u32,
+    growth: Growth,
     closing: AtomicBool,
     counters: Counters,
     platform: P,

@@ -154,6 +154,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             maintenance: Turn::new(Policy::default()),
             watermarks,
             idle_passes: builder.idle_passes,
+            growth: builder.growth,
             closing: AtomicBool::new(false),
             counters: Counters::default(),
             platform,

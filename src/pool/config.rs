@@ -2,7 +2,7 @@
 
 use crate::{
     frame::{FrameSize, PhysAddr},
-    pool::{depot, fallback::FallbackPolicy},
+    pool::{depot, fallback::FallbackPolicy, refill::Growth},
     raw::{
         arena::Measure,
         level::LEVEL_LIMIT,
@@ -97,6 +97,7 @@ pub struct Builder {
     pub(crate) reservations: Option<u32>,
     pub(crate) guarantees: u32,
     pub(crate) idle_passes: u32,
+    pub(crate) growth: Growth,
 }
 
 /// The number of CPUs assumed when neither the host nor the platform says.
@@ -124,6 +125,7 @@ impl Builder {
             reservations: None,
             guarantees: 0,
             idle_passes: IDLE_PASSES_DEFAULT,
+            growth: Growth::ByUse,
         }
     }
 
@@ -187,6 +189,11 @@ impl Builder {
     /// them and from where they can be trimmed. Default: 4.
     pub const fn idle_passes(self, passes: u32) -> Self {
         Self { idle_passes: if passes == 0 { 1 } else { passes }, ..self }
+    }
+
+    /// Up to where a pass fills the stock. Default: [`Growth::ByUse`].
+    pub const fn growth(self, growth: Growth) -> Self {
+        Self { growth, ..self }
     }
 
     /// How many frames the guarantees of all quotas may add up to: at most the capacity without the reserve. Each costs twelve bytes of

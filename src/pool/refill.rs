@@ -1,7 +1,7 @@
 //! Supply: what the worker, or a host that has no threads, does for the pool in one pass. What it gives back is in
 //! `pool/shrink.rs`, what it clears in `pool/clean.rs`.
 //!
-//! How much to fetch follows use. Demand is what was drawn from the stock since the last pass; the policy keeps its
+//! How much to fetch follows use, unless the pool was told otherwise ([`Growth`]). Demand is what was drawn from the stock since the last pass; the policy keeps its
 //! exponentially weighted mean and a peak that decays. Below `low` the stock is filled up to `low` plus the larger of both,
 //! and never beyond `high`: a quiet pool stays near `low`, a busy one gets the room that its bursts need.
 
@@ -77,6 +77,20 @@ pub enum Outcome {
     Busy,
 }
 
+/// Up to where a pass fills the stock when it is below `low` (R4). What each costs and saves under two loads is a table in the design,
+/// made by `cargo run --release --example growth`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Growth {
+    /// To `low`: the least memory, and a fallback whenever a burst is larger.
+    ToLow,
+    /// To `low` and what was lately drawn between two passes, the larger of its mean and a peak that decays; at most to `high`.
+    #[default]
+    ByUse,
+    /// To `high`: the most memory, whatever is used.
+    ToHigh,
+}
+
 /// What the worker remembers from pass to pass.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Policy {
@@ -90,14 +104,19 @@ pub(crate) struct Policy {
 
 impl Policy {
     /// Notes the frames drawn in total, and returns the stock that the next fill should reach.
-    fn target(&mut self, drawn: u64, marks: Watermarks) -> u32 {
+    fn target(&mut self, drawn: u64, marks: Watermarks, growth: Growth) -> u32 {
         let demand = drawn.saturating_sub(self.drawn);
         self.drawn = drawn;
         // A new pass counts for a quarter.
         self.mean = self.mean - self.mean / 4 + demand.saturating_mul(16) / 4;
         self.peak = demand.max(self.peak - self.peak.div_ceil(8));
         let expected = u32::try_from((self.mean / 16).max(self.peak).max(1)).unwrap_or(u32::MAX);
-        marks.low.saturating_add(expected).min(marks.high)
+        match growth {
+            // One frame at least, of which the pool's ordinary callers see something although `low` is nothing.
+            Growth::ToLow => marks.low.max(marks.min.saturating_add(1)).min(marks.high),
+            Growth::ByUse => marks.low.saturating_add(expected).min(marks.high),
+            Growth::ToHigh => marks.high,
+        }
     }
 
     /// How long to leave the source alone after it failed.
@@ -153,7 +172,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         self.stats();
         let marks = self.watermarks;
         let depot = self.depot.level().fill().frames;
-        let target = policy.target(self.depot.drawn(), marks);
+        let target = policy.target(self.depot.drawn(), marks, self.growth);
         let missing = self.wanted.missing();
         let lacking = missing.saturating_add(self.wanted.waited_for());
         let stock = depot.saturating_add(self.reserve.target().saturating_sub(missing));
@@ -273,15 +292,25 @@ mod tests {
     #[test]
     fn the_target_follows_demand_and_stays_between_low_and_high() {
         let mut policy = Policy::default();
-        assert_eq!(policy.target(0, MARKS), 11);
-        assert_eq!(policy.target(40, MARKS), 50);
-        assert_eq!(policy.target(1000, MARKS), 100);
+        assert_eq!(policy.target(0, MARKS, Growth::ByUse), 11);
+        assert_eq!(policy.target(40, MARKS, Growth::ByUse), 50);
+        assert_eq!(policy.target(1000, MARKS, Growth::ByUse), 100);
         let mut targets = std::vec::Vec::new();
         for _ in 0..60 {
-            targets.push(policy.target(1000, MARKS));
+            targets.push(policy.target(1000, MARKS, Growth::ByUse));
         }
         assert!(targets.is_sorted_by(|a, b| a >= b));
         assert_eq!(targets.last(), Some(&11));
+    }
+
+    #[test]
+    fn a_pool_may_be_told_to_grow_to_a_mark_whatever_is_used() {
+        for (growth, target) in [(Growth::ToLow, 10), (Growth::ToHigh, 100)] {
+            let mut policy = Policy::default();
+            assert_eq!([0, 40, 1000].map(|drawn| policy.target(drawn, MARKS, growth)), [target; 3]);
+        }
+        let nothing = Watermarks { min: 0, low: 0, high: 4, max: 4 };
+        assert_eq!(Policy::default().target(0, nothing, Growth::ToLow), 1);
     }
 
     #[test]
