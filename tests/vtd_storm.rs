@@ -168,7 +168,7 @@ fn reclaim<F: Format, A: TableFrames>(
             meanwhile();
             RECLAIMS.fetch_add(1, SeqCst);
             // Some are dropped: the next one finds what they have parted.
-            if RECLAIMS.load(SeqCst) % 16 > 0 {
+            if !RECLAIMS.load(SeqCst).is_multiple_of(16) {
                 complete(invalidation);
             }
         }
@@ -202,7 +202,7 @@ fn work<F: Format, A: TableFrames>(domain: &Domain<F, A>, thread: usize, random:
     for _ in 0..32 {
         toggle(domain, thread, random.next());
     }
-    if random.next() % 4 > 0 {
+    if !random.next().is_multiple_of(4) {
         return;
     }
     let (iova, _) = range(thread, random.next() as usize % RANGES);
