@@ -49,7 +49,10 @@ pub mod vtd;
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::{raw::*, sync::sequence};
+    pub use crate::{
+        raw::*,
+        sync::{nesting, sequence},
+    };
 }
 
 pub use frame::{Frame, FrameSize, PhysAddr};
@@ -67,7 +70,11 @@ pub use pool::{
 pub use raw::doorbell::Doorbell;
 #[cfg(all(feature = "std", target_arch = "x86_64", target_pointer_width = "64"))]
 pub use raw::rseq::Rseq;
-pub use raw::{claim::Claim, slot::SlotOwnership};
+pub use raw::{
+    claim::Claim,
+    pinned::{Pinned, PinnedContext},
+    slot::SlotOwnership,
+};
 #[cfg(feature = "std")]
 pub use source::anonymous::{AnonymousMemory, AnonymousMemoryBuilder, HugePages};
 pub use source::{

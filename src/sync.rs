@@ -164,6 +164,68 @@ pub mod sequence {
     }
 }
 
+/// Contexts of one owner that nest: one that interrupts another ends before that one goes on (`raw/pinned.rs`).
+#[cfg(not(loom))]
+pub(crate) mod nesting {
+    /// One access to what the contexts of an owner share: between any two of them an interrupt may come.
+    #[inline(always)]
+    pub(crate) fn step<T>(access: impl FnOnce() -> T) -> T {
+        access()
+    }
+
+    /// Keeps the compiler from moving accesses across: all that is needed where program order is one.
+    #[inline(always)]
+    pub(crate) fn fence() {
+        // Ordering: SeqCst, towards an interrupt on the same CPU only; no instruction.
+        core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// Contexts of one owner that nest, as loom sees it: a thread of a model that is an interrupt lets nobody whom it may interrupt take
+/// a step until it has ended. It begins between any two of their steps.
+#[cfg(loom)]
+pub mod nesting {
+    use super::sequence::current_cpu;
+    use core::cell::Cell;
+    use loom::sync::{Mutex, MutexGuard};
+    use std::vec::Vec;
+
+    /// Interrupts that can be interrupted, and the one that cannot.
+    const LEVELS: usize = 2;
+
+    loom::lazy_static! {
+        /// For each CPU and level of interrupts: held by an interrupt of that level while it runs, and by whoever it may interrupt
+        /// for one step.
+        static ref RUNNING: [[Mutex<()>; LEVELS]; 2] =
+            core::array::from_fn(|_| core::array::from_fn(|_| Mutex::new(())));
+    }
+
+    loom::thread_local! {
+        static LEVEL: Cell<usize> = Cell::new(0);
+    }
+
+    fn wait<'m>(levels: impl Iterator<Item = &'m Mutex<()>>) -> Vec<MutexGuard<'m, ()>> {
+        levels.filter_map(|level| level.lock().ok()).collect()
+    }
+
+    pub(crate) fn step<T>(access: impl FnOnce() -> T) -> T {
+        let level = LEVEL.with(Cell::get);
+        let _alone = RUNNING.get(current_cpu()).map(|cpu| wait(cpu.iter().skip(level)));
+        access()
+    }
+
+    /// Loom runs what is written.
+    pub(crate) fn fence() {}
+
+    /// Runs `body` as an interrupt of `level`, 1 or 2, of this CPU. One of level 2 also interrupts those of level 1.
+    pub fn interrupt<T>(level: usize, body: impl FnOnce() -> T) -> T {
+        LEVEL.with(|current| current.set(level));
+        let _alone =
+            RUNNING.get(current_cpu()).map(|cpu| wait(cpu.iter().skip(level.saturating_sub(1)).take(1)));
+        body()
+    }
+}
+
 /// Statistics: plain relaxed counters that no code path may branch on.
 pub(crate) mod counter {
     use core::sync::atomic::{AtomicU64, Ordering};

@@ -8,8 +8,9 @@
 pub mod tables;
 
 use framepool::{
-    Builder, Claim, Doorbell, FallbackPolicy, Frame, FramePool, FrameSource, PhysAddr, Platform,
-    SlotOwnership, SourceError, Watermarks, internals::sequence,
+    Builder, Claim, Doorbell, FallbackPolicy, Frame, FramePool, FrameSource, PhysAddr, PinnedContext,
+    Platform, SlotOwnership, SourceError, Watermarks,
+    internals::{nesting, sequence},
 };
 use loom::{
     cell::UnsafeCell,
@@ -54,6 +55,26 @@ pub fn on_cpu<T: 'static>(cpu: usize, body: impl FnOnce() -> T + 'static) -> Joi
         sequence::run_on(cpu);
         body()
     })
+}
+
+/// Runs `body` as an interrupt on the CPU `cpu`, of level 1, or of level 2, which interrupts those of level 1 as well.
+pub fn interrupt_on<T: 'static>(
+    cpu: usize,
+    level: usize,
+    body: impl FnOnce() -> T + 'static,
+) -> JoinHandle<T> {
+    on_cpu(cpu, move || nesting::interrupt(level, body))
+}
+
+/// The slot of each CPU is its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ThisCpu;
+
+// SAFETY: of the threads of a model that stand for one CPU, one is not an interrupt.
+unsafe impl PinnedContext for ThisCpu {
+    fn slot(&self) -> Option<usize> {
+        Some(CPU.with(Cell::get))
+    }
 }
 
 /// A host that counts its rings, with one of the ways to own a slot. It may have a bell that somebody answers.

@@ -7,10 +7,9 @@ use crate::{
     platform::Platform,
     raw::{
         magazine::{FrameNumber, Magazine, Magazines},
-        slot::{Loading, SlotMiss, SlotOwnership, SlotState, Slots},
+        slot::{Loading, SlotMiss, SlotOwnership, Slots},
         wanted::Wanted,
     },
-    sync::atomic::Ordering,
 };
 
 /// The caches of all CPUs, for frames of one kind.
@@ -125,11 +124,13 @@ impl Cache {
             return false;
         }
         slot.idle.add(1);
-        // Ordering: Relaxed; a look at whether it is worth while to shut the slot, which does the ordering.
-        let word = slot.word.load(Ordering::Relaxed);
         slot.idle.get() >= u64::from(passes)
-            && word != SlotState::TAKEN
-            && SlotState::from_word(word).frames(self.slots.magazines.shape()) > 0
+            && slot.resting_state().is_some_and(|state| state.frames(self.slots.magazines.shape()) > 0)
+    }
+
+    /// Takes what contexts keep in slots of their own into everybody's reach, when there is no other user any more.
+    pub(crate) fn release_held(&mut self) {
+        self.slots.release_held();
     }
 
     /// How many slots there are.
@@ -143,10 +144,8 @@ impl Cache {
         for slot in self.slots.slots.iter() {
             totals.popped += slot.popped();
             totals.pushed += slot.pushed();
-            // Ordering: Relaxed; a figure for statistics, nothing is read through it.
-            let word = slot.word.load(Ordering::Relaxed);
-            if word != SlotState::TAKEN {
-                totals.frames += u64::from(SlotState::from_word(word).frames(self.magazines().shape()));
+            if let Some(state) = slot.resting_state() {
+                totals.frames += u64::from(state.frames(self.magazines().shape()));
             }
         }
         totals

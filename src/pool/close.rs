@@ -62,7 +62,8 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         clippy::result_large_err,
         reason = "the pool itself comes back, and there may be no heap to box it"
     )]
-    pub fn close(self) -> Result<S, CloseError<Self>> {
+    pub fn close(mut self) -> Result<S, CloseError<Self>> {
+        self.release_held();
         match self.empty_out() {
             Ok(()) => Ok(self.into_source()),
             Err(frames_out) => Err(CloseError::new(self, frames_out)),
@@ -116,6 +117,12 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
     }
 
+    /// Takes back what contexts keep in caches of their own; by now none of them uses the pool.
+    fn release_held(&mut self) {
+        self.cache.release_held();
+        self.clean_cache.release_held();
+    }
+
     /// The source of an emptied pool.
     #[allow(unsafe_code, reason = "a type with a destructor is taken apart")]
     fn into_source(self) -> S {
@@ -136,6 +143,7 @@ impl<S: FrameSource, P: Platform> Drop for FramePool<S, P> {
     /// reach them (INV-12).
     #[allow(unsafe_code, reason = "the source is dropped by hand")]
     fn drop(&mut self) {
+        self.release_held();
         if self.empty_out().is_ok() {
             // SAFETY: the pool is being dropped, nobody uses the source any more.
             unsafe { ManuallyDrop::drop(&mut self.source) }

@@ -17,7 +17,10 @@
 use super::arena::Carved;
 use super::magazine::{Entry, FrameNumber, Magazine, Magazines, Shape};
 use super::wanted::Wanted;
-use crate::sync::{atomic::AtomicU64, counter};
+use crate::sync::{
+    atomic::{AtomicU64, Ordering},
+    counter,
+};
 use crossbeam_utils::CachePadded;
 
 const HALF_BITS: u32 = 32;
@@ -145,8 +148,13 @@ impl SlotState {
 #[repr(C)]
 pub(crate) struct Slot {
     pub(crate) word: AtomicU64,
-    /// What restartable sequences compare lengths with, or [`Slot::SHUT`]; see `raw/rseq.rs`.
+    /// What restartable sequences compare lengths with, or [`Slot::SHUT`]; see `raw/rseq.rs`. Or whether an owner who keeps the
+    /// slot is asked for it; see `raw/pinned.rs`.
     pub(crate) gate: AtomicU64,
+    /// Whether a context of the slot's owner is at work on it; see `raw/pinned.rs`.
+    pub(crate) entered: AtomicU64,
+    /// The state of a slot that its owner keeps, whose word stays TAKEN; see `raw/pinned.rs`.
+    pub(crate) held: AtomicU64,
     /// Frames handed out by this slot; counted by whoever has taken it.
     pub(crate) popped: counter::Owned,
     /// Frames taken in by this slot; counted by whoever has taken it.
@@ -165,13 +173,18 @@ pub(crate) struct Slot {
 
 impl Slot {
     /// The gate that lets no length pass.
-    #[allow(dead_code, reason = "for restartable sequences, where there are any")]
     pub(crate) const SHUT: u64 = 0;
+    /// A gate that is not shut, where nobody compares lengths with it.
+    pub(crate) const OPEN: u64 = u64::MAX;
+    /// In the high half of `held`, where the index and the length of a magazine never are: the slot is in everybody's reach.
+    const LENT: u64 = u64::MAX << HALF_BITS;
 
     pub(crate) fn new(shape: Shape, state: SlotState) -> Self {
         Self {
             word: AtomicU64::new(state.word()),
             gate: AtomicU64::new(Self::open_gate(shape)),
+            entered: AtomicU64::new(0),
+            held: AtomicU64::new(Self::lent_for(0)),
             popped: counter::Owned::new(),
             pushed: counter::Owned::new(),
             popped_apart: counter::Shared::new(),
@@ -186,6 +199,32 @@ impl Slot {
     /// one whose length is below the high half.
     pub(crate) fn open_gate(shape: Shape) -> u64 {
         u64::from(shape.size()) << HALF_BITS | u64::from(shape.position_mask())
+    }
+
+    /// What `held` is while the slot is in everybody's reach, with a number that its owner counts down.
+    pub(crate) const fn lent_for(operations: u32) -> u64 {
+        Self::LENT | operations as u64
+    }
+
+    /// The state in a value of `held`, if it is one.
+    #[inline(always)]
+    pub(crate) const fn state_in(held: u64) -> Option<SlotState> {
+        if held >= Self::LENT { None } else { Some(SlotState(held)) }
+    }
+
+    /// What the owner of this slot keeps in it at this moment, for a decision that something else puts in order.
+    pub(crate) fn held_state(&self) -> Option<SlotState> {
+        // Ordering: Relaxed; a look, nothing is read through it.
+        Self::state_in(self.held.load(Ordering::Relaxed))
+    }
+
+    /// The state of a slot that nobody is working on at this moment, for figures.
+    pub(crate) fn resting_state(&self) -> Option<SlotState> {
+        // Ordering: Relaxed; a look, nothing is read through it.
+        match self.word.load(Ordering::Relaxed) {
+            SlotState::TAKEN => self.held_state(),
+            word => Some(SlotState(word)),
+        }
     }
 
     /// Frames handed out by this slot.
@@ -230,6 +269,17 @@ impl Slots {
     /// How many slots there are.
     pub(crate) fn count(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Puts what owners keep back into the words, for a caller who is alone with all slots.
+    pub(crate) fn release_held(&mut self) {
+        for slot in self.slots.iter() {
+            if let Some(state) = slot.held_state() {
+                // Ordering: Relaxed, like the next; the exclusive borrow is what orders both.
+                slot.word.store(state.word(), Ordering::Relaxed);
+                slot.held.store(Slot::lent_for(0), Ordering::Relaxed);
+            }
+        }
     }
 }
 
@@ -376,6 +426,7 @@ mod tests {
             let shape = Shape::new(size);
             let state = SlotState::holding(shape, magazine(last, size), magazine(last, size));
             assert_ne!(state.word(), SlotState::TAKEN);
+            assert_eq!(Slot::state_in(state.word()), Some(state), "and none is lent");
             assert_eq!(state.frames(shape), 2 * size);
             assert_eq!(state.push(shape), None, "full");
             assert_eq!(state.into_magazines(shape), (magazine(last, size), magazine(last, size)));
