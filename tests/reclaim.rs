@@ -39,16 +39,16 @@ fn a_critical_caller_succeeds_min_times_every_time_while_others_exhaust_the_pool
     let stop = AtomicBool::new(false);
     let taken = AtomicUsize::new(0);
     thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                let mut held = Vec::new();
-                while !stop.load(SeqCst) {
-                    let more = take_all(&pool, Request::ORDINARY);
-                    taken.fetch_add(more.len(), SeqCst);
-                    held.extend(more);
-                }
-            });
-        }
+        let take_and_hold = || {
+            let mut held = Vec::new();
+            while !stop.load(SeqCst) {
+                let more = take_all(&pool, Request::ORDINARY);
+                taken.fetch_add(more.len(), SeqCst);
+                held.extend(more);
+            }
+            held
+        };
+        let callers = [scope.spawn(take_and_hold), scope.spawn(take_and_hold)];
         while taken.load(SeqCst) < (CAPACITY - HOLDERS * FRAMES) as usize {
             thread::yield_now();
         }
@@ -57,6 +57,8 @@ fn a_critical_caller_succeeds_min_times_every_time_while_others_exhaust_the_pool
             assert_eq!(critical.len() as u32, HOLDERS * FRAMES, "INV-5, round {round}: {}", pool.stats());
         }
         stop.store(true, SeqCst);
+        // Both hold what they took until neither takes any more.
+        drop(callers.map(|caller| caller.join().unwrap()));
     });
     assert_eq!(taken.into_inner() as u32, CAPACITY - HOLDERS * FRAMES, "INV-5: not one of the reserve");
 }
