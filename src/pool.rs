@@ -96,7 +96,7 @@ pub struct FramePool<S: FrameSource, P: Platform> {
     clean_cache: Cache,
     /// What every free reads, in a line of its own.
     wanted: CachePadded<Wanted>,
-    /// The cells of the reserve and of all quotas.
+    /// The cells of all quotas.
     cells: Cells,
     reserve: Reserve,
     guarantees: Guarantees,

@@ -136,14 +136,17 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         for index in SLOT_MAGAZINES * extents.cpus..extents.magazines {
             depot.put(Kind::Dirty, new_magazine(index as u32));
         }
-        let cells = Cells::new(TaggedStack::new(cell_links), cell_contents);
+        let vacant = || TaggedStack::new(cell_links.share());
+        let of_reserve = extents.reserve_cells() as u32;
+        let reserve_cells = Cells::new(vacant(), cell_contents.share(), 0..of_reserve);
+        let cells = Cells::new(vacant(), cell_contents, of_reserve..extents.cells() as u32);
         let door =
             Door::new(Registry::new(positions), base, frame_size, builder.address_limit, extents.capacity);
         let pool = Self {
             clean_cache: Cache::new(Slots::new(clean_slots, magazines.share())),
             cache: Cache::new(Slots::new(dirty_slots, magazines)),
             wanted: CachePadded::new(Wanted::new(extents.reserve)),
-            reserve: Reserve::new(&cells, extents.reserve),
+            reserve: Reserve::new(reserve_cells, extents.reserve),
             cells,
             guarantees: Guarantees::new(extents.guarantees),
             waiters: Waiters::new(),

@@ -77,8 +77,8 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// fail with [`AllocError::Closed`](crate::AllocError::Closed) unless their CPU's cache serves them first.
     ///
     /// # Errors
-    /// [`CloseError`] when frames are out; then nothing has changed, unless an allocation came in between: then frames that
-    /// were not out may have gone back already.
+    /// [`CloseError`] when frames are out, and how many: those in the hands of a free that is still in progress are. Then nothing
+    /// has changed, unless an allocation or a free came in between: then frames that were not out may have gone back already.
     pub fn vacate(&self) -> Result<(), CloseError<()>> {
         self.empty_out().map_err(|frames_out| CloseError::new((), frames_out))
     }
@@ -108,7 +108,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
         standstill.drain_all();
         self.send_back_stock(u32::MAX);
-        while let Some((frame, _)) = self.reserve.take(&self.cells, &self.wanted) {
+        while let Some((frame, _)) = self.reserve.take(&self.wanted) {
             self.send_back(&[frame]);
         }
         match self.door.owned() {

@@ -2,7 +2,7 @@
 
 use crate::{
     frame::{FrameSize, PhysAddr},
-    pool::{depot, fallback::FallbackPolicy, refill::Growth},
+    pool::{depot, fallback::FallbackPolicy, refill::Growth, reserve},
     raw::{
         arena::Measure,
         level::LEVEL_LIMIT,
@@ -269,9 +269,15 @@ impl Extents {
         self.magazines * Shape::new(self.magazine_size).stride()
     }
 
-    /// Cells for single frames: the reserve's and those of all quotas.
+    /// Cells for single frames: the reserve's, which stand first, and those of all quotas.
     pub(crate) fn cells(&self) -> usize {
-        self.reserve as usize + self.guarantees as usize
+        self.reserve_cells() + self.guarantees as usize
+    }
+
+    /// Cells of the reserve, none if there is none.
+    pub(crate) fn reserve_cells(&self) -> usize {
+        let spare = if self.reserve > 0 { self.cpus * reserve::SPARE } else { 0 };
+        self.reserve as usize + spare
     }
 
     pub(crate) fn positions(&self) -> usize {

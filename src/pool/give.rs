@@ -25,7 +25,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     #[inline(never)]
     fn give_below(&self, kind: Kind, frame: FrameNumber, miss: SlotMiss) {
         self.count_collision(miss);
-        let Err(frame) = self.divert(kind, frame) else { return };
+        let Err((kind, frame)) = self.divert(kind, frame) else { return };
         let magazines = self.cache.magazines();
         if miss == SlotMiss::Unsuited
             && let Some(mut magazine) = self.depot.take_vacant(kind)

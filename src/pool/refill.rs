@@ -168,6 +168,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         self.fallback.renew();
         let mut left_out = self.serve_waiters();
         self.recover_overflow();
+        self.complete_reserve();
         self.decay_caches();
         self.stats();
         let marks = self.watermarks;
@@ -193,6 +194,19 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
         (done.cleared, done.more) = self.clear_ahead(&mut policy.clean);
         done
+    }
+
+    /// Brings frames of the stock to the reserve while it lacks some.
+    fn complete_reserve(&self) {
+        for _ in 0..self.wanted.missing() {
+            let mut frame = [0];
+            let kind =
+                [Kind::Dirty, Kind::Clean].into_iter().find(|&kind| self.take_chunk(kind, &mut frame) > 0);
+            let (Some(kind), [frame]) = (kind, frame) else { return };
+            if let Err((kind, frame)) = self.keep_in_reserve(kind, frame) {
+                return self.put_one(kind, frame);
+            }
+        }
     }
 
     /// The first frames of a pool.
@@ -243,9 +257,11 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             let Some(frame) = self.door.admit(*address) else { continue };
             room.frames -= 1;
             taken_in += 1;
-            let reserved = self.reserve.put(&self.cells, &self.wanted, kind, frame);
-            let put = reserved.or_else(|frame| self.promise(frame));
-            if let (Err(frame), Some(place)) = (put, chunk.get_mut(length)) {
+            let Err((known, frame)) = self.keep_in_reserve(kind, frame) else { continue };
+            let Err(frame) = self.promise(frame) else { continue };
+            if known != kind {
+                self.put_one(known, frame);
+            } else if let Some(place) = chunk.get_mut(length) {
                 *place = frame;
                 length += 1;
             }

@@ -181,7 +181,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     }
 
     /// Takes frames out of one magazine of the depot, which goes back at once; how many.
-    fn take_chunk(&self, kind: Kind, frames: &mut [FrameNumber]) -> usize {
+    pub(super) fn take_chunk(&self, kind: Kind, frames: &mut [FrameNumber]) -> usize {
         let length = self.take_uncounted(kind, frames);
         self.announce();
         let ring = self.depot.level().removed(kind, length as u32);

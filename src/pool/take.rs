@@ -101,7 +101,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
         // INV-5: below `min` only Critical takes.
         if request.class() == Class::Critical
-            && let Some(taken) = self.reserve.take(&self.cells, &self.wanted)
+            && let Some(taken) = self.reserve.take(&self.wanted)
         {
             self.counters.reserve_hits.add(1);
             return Ok(taken);

@@ -8,7 +8,7 @@
 //! A frame goes from the free that diverts it to the chain, and by a Sweep from there into the hands of the first. Everything behind the
 //! chain is touched by tasks alone, under the lock.
 
-use super::{AllocError, FramePool, SourceContents, cache::Cache, refill::CHUNK};
+use super::{AllocError, FramePool, SourceContents, cache::Cache, refill::CHUNK, reserve::NotKept};
 use crate::{
     platform::Platform,
     raw::{
@@ -108,15 +108,28 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
     }
 
-    /// Divert: brings a frame where it is wanted, to the reserve first, then to those who wait. It comes back if it is not wanted.
-    pub(super) fn divert(&self, kind: Kind, frame: FrameNumber) -> Result<(), FrameNumber> {
+    /// Divert: brings a frame where it is wanted, to the reserve first, then to those who wait. It comes back if it is not wanted, or
+    /// another in its place.
+    pub(super) fn divert(&self, kind: Kind, frame: FrameNumber) -> Result<(), (Kind, FrameNumber)> {
         if !self.wanted.is_any() {
-            return Err(frame);
+            return Err((kind, frame));
         }
-        let Err(frame) = self.reserve.put(&self.cells, &self.wanted, kind, frame) else { return Ok(()) };
-        self.promise(frame)?;
+        let Err((kind, frame)) = self.keep_in_reserve(kind, frame) else { return Ok(()) };
+        self.promise(frame).map_err(|frame| (kind, frame))?;
         self.call();
         Ok(())
+    }
+
+    /// Puts a frame into the reserve. It comes back, or another in its place, if that lacks none.
+    pub(super) fn keep_in_reserve(&self, kind: Kind, frame: FrameNumber) -> Result<(), (Kind, FrameNumber)> {
+        self.reserve.put(&self.wanted, kind, frame).map_err(|not_kept| match not_kept {
+            NotKept::Full(kind, frame) => (kind, frame),
+            NotKept::NoCell(frame) => {
+                let ring = self.depot.level().missed();
+                self.ring(ring);
+                (kind, frame)
+            }
+        })
     }
 
     /// Puts a frame on the way to those who wait, if they want one more; the worker, who serves them afterwards, need not be

@@ -1,5 +1,5 @@
-//! Owns single frames in cells: the reserve's, and those that accounts keep for themselves. All cells of a pool are one array; which
-//! frames are whose says the stack on which a cell is.
+//! Owns single frames in cells: the reserve's, and those that accounts keep for themselves. All cells of a pool are one array, the
+//! reserve's the first part of it; which frames are whose says the stack on which a cell is.
 //!
 //! Single frames, not magazines: whoever is interrupted in here holds one frame, and hides no other from the interrupt.
 //!
@@ -13,12 +13,13 @@ use super::{
     stack::TaggedStack,
 };
 use crate::sync::atomic::{AtomicU64, Ordering};
+use core::ops::Range;
 use crossbeam_utils::CachePadded;
 
 /// The bit of a cell's content that says that the frame is known to be zero.
 const CLEAN: u64 = 1 << FrameNumber::BITS;
 
-/// All cells of a pool.
+/// Cells that are vacant for the same owners.
 #[derive(Debug)]
 pub struct Cells {
     vacant: CachePadded<TaggedStack>,
@@ -26,11 +27,9 @@ pub struct Cells {
 }
 
 impl Cells {
-    /// Vacant cells, over `vacant`, an empty stack with a link for each.
-    pub fn new(vacant: TaggedStack, contents: Carved<AtomicU64>) -> Self {
-        for cell in 0..contents.len() as u32 {
-            vacant.push(cell);
-        }
+    /// The vacant cells `cells` of `contents`, over `vacant`, an empty stack with a link for each of `contents`.
+    pub fn new(vacant: TaggedStack, contents: Carved<AtomicU64>, cells: Range<u32>) -> Self {
+        cells.for_each(|cell| vacant.push(cell));
         Self { vacant: CachePadded::new(vacant), contents }
     }
 

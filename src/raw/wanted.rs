@@ -8,7 +8,8 @@
 //!  and that nobody has promised    | lacks
 //! ```
 //! It is zero, in a cache line that every CPU shares, until the reserve is used or somebody waits. A free that finds it not
-//! zero takes a *ticket*, the reserve's first, and brings its frame there instead of into its cache.
+//! zero brings its frame to the reserve, if that lacks one, and counts it then (`pool/reserve.rs`); otherwise it takes a *ticket* for
+//! those who wait, and brings its frame to them.
 //!
 //! # The wake-up protocol
 //! Callers that wait stand in a queue that tasks alone touch (`raw/queue.rs`). A free, in whatever context, touches only this
@@ -64,6 +65,11 @@ impl Wants {
 
     const fn waited_for(self) -> u32 {
         (self.0 >> WAITED_FOR) as u32
+    }
+
+    /// One frame more is missing, if fewer than `target` are.
+    fn claimed(self, target: u32) -> Option<Self> {
+        (self.missing() < target).then(|| Self(self.0 + 1))
     }
 
     /// One frame fewer is missing, if one is.
@@ -137,16 +143,17 @@ impl Wanted {
             .is_ok()
     }
 
-    /// The reserve lacks one more frame, and has a vacant cell for it.
-    pub fn add_missing(&self) {
-        // Ordering: Release, behind the push of the vacant cell, to the Acquire of `fill_missing`: a ticket finds a cell.
-        self.word.fetch_add(1, Ordering::Release);
+    /// Claims a frame of a reserve of `target` frames, which is missing from now on; whether there was one.
+    pub fn claim_below(&self, target: u32) -> bool {
+        // Ordering: Acquire pairs with the Release in `fill_missing`: the frames that the word counts are seen in their cells. Changes
+        // in between are read-modify-writes and continue the release sequence.
+        self.change(Ordering::Acquire, |wants| wants.claimed(target))
     }
 
-    /// Takes a ticket for the reserve; whether there was one.
+    /// A frame more is in the reserve; whether it lacked one.
     pub fn fill_missing(&self) -> bool {
-        // Ordering: Acquire pairs with the Release in `add_missing`, so that the vacant cell behind the ticket is seen.
-        self.change(Ordering::Acquire, Wants::filled)
+        // Ordering: Release publishes the frame in its cell to the Acquire of `claim_below`.
+        self.change(Ordering::Release, Wants::filled)
     }
 
     /// Takes a ticket for a caller that waits; whether there was one.
@@ -199,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reserve_and_those_who_wait_have_tickets_of_their_own() {
+    fn the_reserve_and_those_who_wait_are_counted_apart() {
         let wanted = Wanted::new(2);
         wanted.wait_for(u32::MAX);
         wanted.wait_for(1);
@@ -208,7 +215,7 @@ mod tests {
         assert!(wanted.promise() && !wanted.promise());
         assert!(wanted.fill_missing() && wanted.is_any() && wanted.fill_missing());
         assert!(!wanted.fill_missing() && !wanted.is_any());
-        wanted.add_missing();
+        assert!(wanted.claim_below(1) && !wanted.claim_below(1));
         wanted.limit_waited_for(7);
         assert_eq!((wanted.missing(), wanted.waited_for()), (1, 0), "a limit never adds");
     }
