@@ -64,7 +64,7 @@ pub use pool::WorkedPool;
 pub use pool::{
     AllocError, AllocFuture, BuildError, Builder, Class, CloseError, CpuBusy, FallbackPolicy, FramePool,
     Growth, Maintenance, Outcome, Quota, QuotaError, QuotaFrame, Request, Reservation, ReserveError,
-    ReserveFuture, Stats, Watermarks, WhenFree,
+    ReserveFuture, StaticPool, Stats, Watermarks, WhenFree,
 };
 #[cfg(any(feature = "std", loom))]
 pub use raw::doorbell::Doorbell;

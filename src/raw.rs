@@ -17,6 +17,7 @@ pub mod magazine;
 pub mod numbers;
 pub mod overflow;
 pub mod pinned;
+pub mod place;
 pub mod queue;
 pub mod registry;
 #[cfg(any(all(feature = "std", target_arch = "x86_64", target_pointer_width = "64"), loom))]

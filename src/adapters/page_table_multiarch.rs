@@ -2,7 +2,7 @@
 //!
 //! ```
 //! use framepool::{AnonymousMemory, Builder, FramePool, LinuxPlatform};
-//! use framepool::adapters::page_table_multiarch::{PoolHandler, StaticPool};
+//! use framepool::adapters::page_table_multiarch::{PoolHandler, NamedPool};
 //! use page_table_multiarch::{PagingHandler, PageSize, MappingFlags, x86_64::X64PageTable};
 //! use std::sync::LazyLock;
 //!
@@ -10,7 +10,7 @@
 //! static POOL: LazyLock<FramePool<AnonymousMemory, LinuxPlatform>> = LazyLock::new(|| {
 //!     Builder::new(64).build(AnonymousMemory::new(64).unwrap(), LinuxPlatform::new()).unwrap()
 //! });
-//! impl StaticPool for Tables {
+//! impl NamedPool for Tables {
 //!     type Source = AnonymousMemory;
 //!     type Platform = LinuxPlatform;
 //!     fn pool() -> &'static FramePool<AnonymousMemory, LinuxPlatform> {
@@ -31,7 +31,7 @@ use core::marker::PhantomData;
 use page_table_multiarch::PagingHandler;
 
 /// A pool that a type names, for interfaces whose functions have no `self`.
-pub trait StaticPool: 'static {
+pub trait NamedPool: 'static {
     /// The source behind the pool.
     type Source: FrameSource + 'static;
     /// The host under the pool.
@@ -47,7 +47,7 @@ pub trait StaticPool: 'static {
 #[derive(Debug)]
 pub struct PoolHandler<H>(PhantomData<H>);
 
-impl<H: StaticPool> PagingHandler for PoolHandler<H> {
+impl<H: NamedPool> PagingHandler for PoolHandler<H> {
     fn alloc_frames(count: usize, align: usize) -> Option<memory_addr::PhysAddr> {
         let pool = H::pool();
         if count != 1 || align > pool.frame_size() {
