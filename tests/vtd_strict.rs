@@ -24,6 +24,8 @@ struct Operation {
     unmap: bool,
     /// Takes the empty tables of the window out, before the operation and once more after it or, with 2, the same ones.
     reclaim: u8,
+    /// Builds the tables for the range beforehand, or with 2 lets go of those of the window.
+    built: u8,
     /// Unmaps what is mapped from the page on, up to the pages, rather than whatever is there.
     mapped: bool,
     /// Unmapped in two calls, the first of them for so many pages, with one invalidation.
@@ -43,10 +45,30 @@ fn operation() -> impl Strategy<Value = Operation> {
     let place = (0..WINDOWS.len(), prop_oneof![0..16u64, 500..524u64, 0..WINDOW], pages, any::<bool>());
     let cut = prop_oneof![2 => Just(0), 1 => 1..16u64, 1 => 0..WINDOW];
     let reclaim = prop_oneof![3 => Just(0), 2 => Just(1), 1 => Just(2)];
-    let unmap = (any::<bool>(), prop::bool::weighted(0.8), cut, reclaim);
+    let built = prop_oneof![6 => Just(0), 1 => Just(1), 1 => Just(2)];
+    let unmap = (any::<bool>(), prop::bool::weighted(0.8), cut, reclaim, built);
     (unmap, place, 0..5u64, 1..4u8, 0..WINDOW).prop_map(
-        |((unmap, mapped, cut, reclaim), (window, page, pages, aligned), target, permissions, look)| {
-            Operation { unmap, reclaim, mapped, cut, window, page, pages, aligned, target, permissions, look }
+        |(
+            (unmap, mapped, cut, reclaim, built),
+            (window, page, pages, aligned),
+            target,
+            permissions,
+            look,
+        )| {
+            Operation {
+                unmap,
+                reclaim,
+                built,
+                mapped,
+                cut,
+                window,
+                page,
+                pages,
+                aligned,
+                target,
+                permissions,
+                look,
+            }
         },
     )
 }
@@ -131,6 +153,22 @@ fn check<F: Format>(
         ];
         for page in looks {
             look(&unit, &model, page)?;
+        }
+        match operation.built {
+            0 => {}
+            1 => match domain.preallocate(iova, length) {
+                Ok(told) => {
+                    complete(&unit, F::STAGE, told);
+                    unit.check();
+                    prop_assert_eq!(unit.take_violations(), []);
+                }
+                Err(error) => {
+                    let MapError::AlreadyMapped { iova } = error else { panic!("{error}") };
+                    let large = domain.translate(iova).is_some_and(|at| at.page_size > PAGE);
+                    prop_assert!(large, "{} at {}", error, iova);
+                }
+            },
+            _ => domain.release(Iova::new(WINDOWS[window] * PAGE), WINDOW * PAGE).unwrap(),
         }
         let reclaim = || domain.reclaim(Iova::new(WINDOWS[window] * PAGE), WINDOW * PAGE).unwrap();
         let mut parted = (operation.reclaim > 0).then(reclaim);

@@ -245,6 +245,11 @@ pub fn unmap(domain: &TinyDomain, page: u64, pages: u64) -> bool {
     invalidation.map(|invalidation| unsafe { invalidation.complete() }).is_ok()
 }
 
+/// Builds the tables for the pages beforehand.
+pub fn preallocate(domain: &TinyDomain, page: u64, pages: u64) {
+    domain.preallocate(Iova::new(page * PAGE), pages * PAGE).unwrap();
+}
+
 /// Takes the empty tables for the pages out, and says at once that hardware has let go of them; whether it was nobody else's turn.
 pub fn reclaim(domain: &TinyDomain, page: u64, pages: u64) -> bool {
     let invalidation = domain.reclaim(Iova::new(page * PAGE), pages * PAGE);

@@ -5,7 +5,7 @@
 use loom::thread;
 use loom_tests::{
     model,
-    tables::{PAGE, TinyFrames, close, is_mapped, map, reclaim, tiny_domain, unmap},
+    tables::{PAGE, TinyFrames, close, is_mapped, map, preallocate, reclaim, tiny_domain, unmap},
 };
 use std::sync::Arc;
 
@@ -150,6 +150,25 @@ fn two_reclaims_take_each_table_once() {
         assert!(reclaim(&domain, 0, 8));
         domain.maintain();
         assert_eq!((domain.table_frames(), domain.allocator().out_and_leaked()), (1, (1, 0)), "the root");
+        close(Arc::into_inner(domain).unwrap());
+    });
+}
+
+#[test]
+fn tables_that_are_built_beforehand_beside_a_reclaim_stay() {
+    model(3, || {
+        let domain = Arc::new(tiny_domain(&TinyFrames::new(5), true));
+        map(&domain, 0, 1).unwrap();
+        assert!(unmap(&domain, 0, 1));
+        let other = {
+            let domain = Arc::clone(&domain);
+            thread::spawn(move || preallocate(&domain, 0, 2))
+        };
+        assert!(reclaim(&domain, 0, 2));
+        other.join().unwrap();
+        assert!(reclaim(&domain, 0, 8));
+        domain.maintain();
+        assert_eq!((domain.table_frames(), domain.allocator().out_and_leaked()), (3, (3, 0)));
         close(Arc::into_inner(domain).unwrap());
     });
 }

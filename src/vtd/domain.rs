@@ -236,7 +236,8 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         self.config.levels
     }
 
-    /// How many table frames the domain uses, the root included; those in an [`Invalidation`] do not count.
+    /// How many table frames the domain uses, the root included; those in an [`Invalidation`] of an unmap do not count, those of a
+    /// [`reclaim`](Self::reclaim) do until it is complete.
     pub fn table_frames(&self) -> u64 {
         self.tables.live()
     }

@@ -104,7 +104,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// An `unmap` returns the tables whose whole range it unmaps at once; this is for those that were emptied in pieces. Tables into which a
     /// call that is in progress may look or write are left for a later reclaim.
     ///
-    /// From thread and interrupt context, not from an NMI. Never waits, nor makes anybody wait. Bounded by the tables for the
+    /// From thread and interrupt context, not from an NMI. Takes no frames. Never waits, nor makes anybody wait. Bounded by the tables for the
     /// range, each of which is read up to twice: give a small range in an interrupt.
     ///
     /// # Errors
