@@ -12,6 +12,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
+    thread,
     time::Duration,
 };
 
@@ -32,6 +33,7 @@ fn builder() -> Builder {
 /// The worker thread hands frames over when the doorbell rings.
 fn with_a_worker() -> Result<(), Box<dyn Error>> {
     let pool = Arc::new(builder().start(AnonymousMemory::new(FRAMES)?)?);
+    let all: Vec<_> = std::iter::from_fn(|| pool.alloc().ok()).collect();
     let executor = ThreadPool::new()?;
     let (done, all_done) = mpsc::channel();
     for task in 0..TASKS {
@@ -48,11 +50,18 @@ fn with_a_worker() -> Result<(), Box<dyn Error>> {
             let _ = done.send(());
         });
     }
-    // A thread that may sleep stands in the same queue.
+    drop(done);
+    // Nobody has a frame but this thread, until every task stands in the queue.
+    while pool.stats().waiters < TASKS as u64 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    println!("with a worker: {TASKS} tasks wait for the {FRAMES} frames that one thread has");
+    drop(all);
+    // A thread that may sleep stands in the same queue, behind those that are there already.
     let frame = pool.alloc_blocking(Duration::from_secs(10))?;
-    drop((frame, done));
+    drop(frame);
     assert_eq!(all_done.iter().count(), TASKS);
-    println!("with a worker: {TASKS} tasks served, of which {} had to wait", pool.stats().waits);
+    println!("with a worker: {TASKS} tasks served, {} callers had to wait", pool.stats().waits);
     Ok(())
 }
 

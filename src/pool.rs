@@ -132,6 +132,7 @@ struct Counters {
     refills: counter::Shared,
     refilled: counter::Shared,
     source_failures: counter::Shared,
+    source_panics: counter::Shared,
     trimmed: counter::Shared,
     decayed: counter::Shared,
     /// Clean frames drawn from the depot for those who ask for zeroed ones: their demand, with `cleared_inline`.

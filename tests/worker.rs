@@ -4,7 +4,9 @@
 mod common;
 
 use common::Scripted;
-use framepool::{Builder, FallbackPolicy, FrameSource, PhysAddr, SourceError, Watermarks, WorkedPool};
+use framepool::{
+    AnonymousMemory, Builder, FallbackPolicy, FrameSource, PhysAddr, SourceError, Watermarks, WorkedPool,
+};
 use std::{
     ptr::NonNull,
     sync::{
@@ -164,4 +166,77 @@ fn closing_with_frames_out_gives_the_pool_back_with_a_worker() {
     // SAFETY: the address came from `into_raw` above.
     drop(unsafe { framepool::Frame::from_raw(&pool, address) });
     assert_eq!(pool.close().unwrap().out(), 0);
+}
+
+/// A source that panics as often as it is told, then works.
+#[derive(Debug)]
+struct Panics {
+    inner: AnonymousMemory,
+    supply: AtomicU32,
+    reclaim: AtomicU32,
+}
+
+fn panic_if_told(times: &AtomicU32) {
+    if times.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+        // As a panic, without the words on the terminal.
+        std::panic::resume_unwind(Box::new("the source panics"));
+    }
+}
+
+// SAFETY: everything is the inner source's; frames that it panicked over it keeps.
+unsafe impl FrameSource for Panics {
+    fn supply(&self, frames: &mut [PhysAddr]) -> Result<usize, SourceError> {
+        panic_if_told(&self.supply);
+        self.inner.supply(frames)
+    }
+    fn try_supply(&self) -> Option<PhysAddr> {
+        self.inner.try_supply()
+    }
+    unsafe fn reclaim(&self, frames: &[PhysAddr]) {
+        panic_if_told(&self.reclaim);
+        // SAFETY: the caller's.
+        unsafe { self.inner.reclaim(frames) }
+    }
+    fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
+        self.inner.pointer(frame)
+    }
+    fn base(&self) -> PhysAddr {
+        self.inner.base()
+    }
+}
+
+#[test]
+fn the_worker_survives_a_source_that_panics_and_says_so() {
+    let marks = Watermarks { min: 2, low: 8, high: 16, max: 32 };
+    let source = Panics {
+        inner: AnonymousMemory::new(128).unwrap(),
+        supply: AtomicU32::new(0),
+        reclaim: AtomicU32::new(0),
+    };
+    let builder =
+        Builder::new(128).watermarks(marks).cpus(1).magazine_size(4).fallback(FallbackPolicy::Never);
+    let pool = builder.start(source).unwrap();
+    let settled = |panics| {
+        eventually("panics", || pool.stats().source_panics >= panics);
+        eventually("goes on", || pool.stats().stock >= 8 && pool.stats().stock <= 32);
+        eventually("INV-4", || {
+            let stats = pool.stats();
+            stats.owned == stats.in_use + stats.cached + stats.stock + stats.overflow
+        });
+        assert_eq!(pool.stats().source_panics, panics, "it was left alone, and then asked again");
+    };
+    pool.source().supply.store(3, SeqCst);
+    let mut frames: Vec<_> = std::iter::from_fn(|| pool.alloc().ok()).take(16).collect();
+    settled(3);
+    while frames.len() < 100 {
+        match pool.alloc() {
+            Ok(frame) => frames.push(frame),
+            Err(_) => std::thread::yield_now(),
+        }
+    }
+    pool.source().reclaim.store(1, SeqCst);
+    drop(frames);
+    settled(4);
+    eventually("INV-1", || pool.stats().in_use == 0);
+    pool.close().unwrap();
 }

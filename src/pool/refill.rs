@@ -162,6 +162,18 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         self.maintenance.try_with(|policy| self.pass(policy)).unwrap_or(Maintenance::BUSY)
     }
 
+    /// What follows for the worker when the source has panicked in a pass.
+    #[cfg(feature = "std")]
+    pub(super) fn back_off_after_panic(&self) -> Maintenance {
+        self.counters.source_panics.add(1);
+        let back_off = |policy: &mut Policy| Maintenance {
+            outcome: Outcome::SourceFailed,
+            retry_after: Some(policy.back_off()),
+            ..Maintenance::IDLE
+        };
+        self.maintenance.try_with(back_off).unwrap_or(Maintenance::BUSY)
+    }
+
     fn pass(&self, policy: &mut Policy) -> Maintenance {
         // Answered first: a crossing that happens from here on rings again (INV-6).
         self.depot.level().answered();
@@ -235,7 +247,6 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
         if fetched > 0 {
             self.counters.refills.add(1);
-            self.counters.refilled.add(u64::from(fetched));
         }
         (fetched, outcome)
     }
@@ -269,6 +280,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         self.stock(kind, chunk.get(..length).unwrap_or_default(), |frames| {
             self.depot.level().added(kind, frames)
         });
+        self.counters.refilled.add(u64::from(taken_in));
         Ok(taken_in)
     }
 

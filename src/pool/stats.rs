@@ -66,6 +66,9 @@ pub struct Stats {
     pub refilled: u64,
     /// Requests of the worker that the source refused.
     pub source_failures: u64,
+    /// Panics of the source, or of a waker, that the worker thread survived; it leaves the source alone as after a failure. A panic in
+    /// [`maintain`](FramePool::maintain) called by hand reaches the caller and is not counted.
+    pub source_panics: u64,
     /// Frames that the source handed out and the pool did not take in: misaligned, out of its window, beyond the address
     /// limit, or twice.
     pub refused: u64,
@@ -83,7 +86,7 @@ pub struct Stats {
 
 impl Stats {
     /// Every figure with its name, in the order of the fields: for reports.
-    pub const fn figures(&self) -> [(&'static str, u64); 33] {
+    pub const fn figures(&self) -> [(&'static str, u64); 34] {
         [
             ("capacity", self.capacity),
             ("owned", self.owned),
@@ -112,6 +115,7 @@ impl Stats {
             ("refills", self.refills),
             ("refilled", self.refilled),
             ("source_failures", self.source_failures),
+            ("source_panics", self.source_panics),
             ("refused", self.refused),
             ("trimmed", self.trimmed),
             ("decayed", self.decayed),
@@ -176,6 +180,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             refills: counters.refills.get(),
             refilled: counters.refilled.get(),
             source_failures: counters.source_failures.get(),
+            source_panics: counters.source_panics.get(),
             refused: self.door.refused(),
             trimmed: counters.trimmed.get(),
             decayed: counters.decayed.get(),

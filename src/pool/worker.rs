@@ -1,7 +1,7 @@
 //! The worker: the one thread that maintains a pool, and how it starts, sleeps and stops.
 //!
 //! It calls [`FramePool::maintain`] when the doorbell rings, and now and then without; after a failure of the source it
-//! leaves the source alone for as long as the pass says, whoever rings. It holds the pool itself, so that a source that hangs
+//! leaves the source alone for as long as the pass says, whoever rings; a panic of the source is a failure of it, and counted. It holds the pool itself, so that a source that hangs
 //! never hangs in memory that is gone: dropping the pool waits a moment, and then leaves worker, pool and source to finish on
 //! their own.
 
@@ -15,6 +15,7 @@ use alloc::sync::Arc;
 use core::{fmt, ops::Deref, time::Duration};
 use parking_lot::{Condvar, Mutex};
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     thread::{self, JoinHandle},
     time::Instant,
 };
@@ -141,7 +142,9 @@ impl Control {
 
     fn work<S: FrameSource>(&self, pool: &FramePool<S, LinuxPlatform>) {
         while !self.is_stopping() {
-            let pass = pool.maintain();
+            // A pass that is left half done leaves the pool in order: what it had in its hands has owners that put it back.
+            let pass = catch_unwind(AssertUnwindSafe(|| pool.maintain()))
+                .unwrap_or_else(|_| pool.back_off_after_panic());
             #[cfg(feature = "tracing")]
             tell(&pass);
             if pass.more && pass.retry_after.is_none() {
