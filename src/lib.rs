@@ -55,6 +55,11 @@ pub mod internals {
     };
 }
 
+/// The points at which tests interrupt.
+#[cfg(framepool_injection)]
+#[doc(hidden)]
+pub use sync::injection;
+
 pub use frame::{Frame, FrameSize, PhysAddr};
 pub use platform::Platform;
 #[cfg(feature = "std")]
@@ -66,6 +71,8 @@ pub use pool::{
     Growth, Maintenance, Outcome, Quota, QuotaError, QuotaFrame, Request, Reservation, ReserveError,
     ReserveFuture, StaticPool, Stats, Watermarks, WhenFree,
 };
+#[doc(hidden)]
+pub use pool::{Place, Resident};
 #[cfg(any(feature = "std", loom))]
 pub use raw::doorbell::Doorbell;
 #[cfg(all(feature = "std", target_arch = "x86_64", target_pointer_width = "64"))]

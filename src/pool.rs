@@ -31,6 +31,7 @@ mod assemble;
 mod blocking;
 mod bulk;
 mod cache;
+mod census;
 mod clean;
 mod close;
 mod config;
@@ -53,6 +54,8 @@ mod waiters;
 #[cfg(feature = "std")]
 mod worker;
 
+#[doc(hidden)]
+pub use census::{Place, Resident};
 pub use close::CloseError;
 pub use config::{BuildError, Builder, Watermarks};
 pub use fallback::FallbackPolicy;

@@ -1,4 +1,5 @@
-//! The one facade over `core::sync::atomic` and loom: no other file names either.
+//! The one facade over `core::sync::atomic` and loom: no other file names either, but for `sync/injection.rs`, which makes
+//! each access a point at which the injection tests may interrupt, in their build of the crate.
 //!
 //! Loom checks every access that goes through [`atomic`] and [`cell`], so that exclusive ownership of a magazine
 //! or of a slot is a thing the models verify rather than assume. Counters that steer nothing go through
@@ -9,7 +10,13 @@ pub(crate) mod atomic {
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 }
 
-#[cfg(not(loom))]
+#[cfg(framepool_injection)]
+#[allow(unsafe_code, reason = "an action is called through a bare pointer")]
+pub mod injection;
+#[cfg(framepool_injection)]
+pub(crate) use injection::atomic;
+
+#[cfg(not(any(loom, framepool_injection)))]
 pub(crate) mod atomic {
     pub(crate) use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 }
@@ -32,12 +39,18 @@ pub(crate) mod cell {
         }
 
         #[inline(always)]
+        #[cfg_attr(framepool_injection, track_caller)]
         pub(crate) fn with<R>(&self, read: impl FnOnce(*const T) -> R) -> R {
+            #[cfg(framepool_injection)]
+            super::injection::point();
             read(self.0.get())
         }
 
         #[inline(always)]
+        #[cfg_attr(framepool_injection, track_caller)]
         pub(crate) fn with_mut<R>(&self, write: impl FnOnce(*mut T) -> R) -> R {
+            #[cfg(framepool_injection)]
+            super::injection::point();
             write(self.0.get())
         }
     }
@@ -311,12 +324,19 @@ pub(crate) mod futex {
     pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         // Whatever the call returns (woken, changed, interrupted, timed out), the caller looks at the word again.
-        let _ = system_wait(word, Flags::PRIVATE, expected, timeout.as_ref());
+        let _ = system_wait(as_core(word), Flags::PRIVATE, expected, timeout.as_ref());
     }
 
     /// Wakes whoever sleeps on `word`. One system call, made without libc: async-signal-safe.
     pub(crate) fn wake(word: &AtomicU32) {
-        let _ = system_wake(word, Flags::PRIVATE, 1);
+        let _ = system_wake(as_core(word), Flags::PRIVATE, 1);
+    }
+
+    /// The word as the system call takes it.
+    fn as_core(word: &AtomicU32) -> &core::sync::atomic::AtomicU32 {
+        #[cfg(framepool_injection)]
+        let word = word.as_core();
+        word
     }
 }
 

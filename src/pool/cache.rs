@@ -7,7 +7,7 @@ use crate::{
     platform::Platform,
     raw::{
         magazine::{FrameNumber, Magazine, Magazines},
-        slot::{Loading, SlotMiss, SlotOwnership, Slots},
+        slot::{Loading, SlotMiss, SlotOwnership, SlotState, Slots},
         wanted::Wanted,
     },
 };
@@ -136,6 +136,13 @@ impl Cache {
     /// How many slots there are.
     pub(crate) fn slots(&self) -> usize {
         self.slots.count()
+    }
+
+    /// Shows `visit` the state of every slot that nobody has taken, for the census.
+    pub(crate) fn census(&self, mut visit: impl FnMut(usize, SlotState)) {
+        for (cpu, slot) in self.slots.slots.iter().enumerate() {
+            slot.resting_state().into_iter().for_each(|state| visit(cpu, state));
+        }
     }
 
     /// Frames handed out, frames taken in, and frames in the slots that nobody is using at this moment.

@@ -22,6 +22,7 @@
 //! that interrupts itself less deeply than that never gets there; user space with many preempted threads may, and then the
 //! overflow takes the frame. A frame that finds room on the other side only takes it: a dirty one makes the magazine dirty.
 
+use super::census::Place;
 use crate::{
     raw::{
         arena::Carved,
@@ -123,6 +124,25 @@ impl Depot {
         let index = self.side(kind).partial.pop()?;
         // Ordering: Relaxed; the Acquire of the pop made it visible.
         Some(magazine(index, self.lengths.get(index as usize)?.load(Ordering::Relaxed)))
+    }
+
+    /// How many magazines there are, wherever they are.
+    pub(crate) fn magazines(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Shows `visit` the place, the index and the length of every magazine on the stacks, see [`TaggedStack::indices`].
+    pub(crate) fn census(&self, mut visit: impl FnMut(Place, u32, u32)) {
+        self.empty.indices().for_each(|index| visit(Place::Empty, index, 0));
+        for (side, clean) in [(&self.dirty, false), (&self.clean, true)] {
+            side.full.indices().for_each(|index| visit(Place::Full { clean }, index, self.size));
+            side.partial.indices().for_each(|index| {
+                // Ordering: Relaxed; as in `pop_partial`.
+                let length =
+                    self.lengths.get(index as usize).map_or(0, |length| length.load(Ordering::Relaxed));
+                visit(Place::Partial { clean }, index, length);
+            });
+        }
     }
 
     /// A magazine with frames: a full one, or else a partial one. Does not count.

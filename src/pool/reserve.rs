@@ -69,6 +69,11 @@ impl Reserve {
         self.target
     }
 
+    /// Shows `visit` the frames in the reserve, see [`Cells::frames`].
+    pub(crate) fn census(&self, cells: &Cells, visit: impl FnMut((FrameNumber, Kind))) {
+        cells.frames(&self.filled).for_each(visit);
+    }
+
     /// Takes a frame, which is missing then. Lock-free.
     pub(crate) fn take(&self, wanted: &Wanted) -> Option<(FrameNumber, Kind)> {
         if wanted.claim_below(self.target) { self.cells.take(&self.filled) } else { None }

@@ -44,8 +44,15 @@ impl Cells {
         // Ordering: Relaxed; the Acquire of the pop made the cell's content visible, and the cell is ours alone.
         let content = self.contents.get(cell as usize)?.load(Ordering::Relaxed);
         self.vacant.push(cell);
-        let kind = if content & CLEAN == 0 { Kind::Dirty } else { Kind::Clean };
-        Some((content as FrameNumber, kind))
+        Some(taken_up(content))
+    }
+
+    /// The frames of the owner, and what is known about them, for the census: meaningless while somebody uses the stack.
+    pub(crate) fn frames(&self, owner: &TaggedStack) -> impl Iterator<Item = (FrameNumber, Kind)> {
+        owner.indices().filter_map(|cell| {
+            // Ordering: Relaxed; as in `take`.
+            Some(taken_up(self.contents.get(cell as usize)?.load(Ordering::Relaxed)))
+        })
     }
 
     /// Puts a frame into a vacant cell of the owner's; it comes back if there is none. Lock-free.
@@ -59,4 +66,9 @@ impl Cells {
         owner.push(cell);
         Ok(())
     }
+}
+
+/// The frame that is the content of a cell, and what is known about it.
+const fn taken_up(content: u64) -> (FrameNumber, Kind) {
+    (content as FrameNumber, if content & CLEAN == 0 { Kind::Dirty } else { Kind::Clean })
 }

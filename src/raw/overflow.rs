@@ -57,6 +57,25 @@ impl Overflow {
         }
     }
 
+    /// The frames from the top down, for the census.
+    ///
+    /// # Safety
+    /// Nobody uses the overflow meanwhile, `contents` maps its frames, and `address` gives the address of each by its number.
+    pub(crate) unsafe fn frames(
+        &self,
+        contents: &impl Contents,
+        address: impl Fn(FrameNumber) -> PhysAddr,
+    ) -> impl Iterator<Item = FrameNumber> {
+        // Ordering: Acquire, as in `take_all`.
+        let mut next = self.head.load(Ordering::Acquire);
+        core::iter::from_fn(move || {
+            let frame = FrameNumber::try_from(next.checked_sub(1)?).ok()?;
+            // SAFETY: nobody takes the frame off or writes its link, as the caller says.
+            next = unsafe { read_link(contents, address(frame)) };
+            Some(frame)
+        })
+    }
+
     /// Takes all frames off. Wait-free: one exchange.
     pub fn take_all(&self) -> Chain {
         if self.is_empty() {

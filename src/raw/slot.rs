@@ -71,6 +71,11 @@ impl SlotState {
         self.loaded_length(shape) + self.exchanged().loaded_length(shape)
     }
 
+    /// Index and length of the loaded and the previous magazine, for the census.
+    pub(crate) const fn magazines(self, shape: Shape) -> [(u32, u32); 2] {
+        [shape.place(self.free_entry()), shape.place(self.exchanged().free_entry())]
+    }
+
     /// Loaded and previous in each other's place.
     pub(crate) const fn exchanged(self) -> Self {
         Self(self.0.rotate_left(HALF_BITS))

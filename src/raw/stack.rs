@@ -112,6 +112,19 @@ impl TaggedStack {
             }
         }
     }
+
+    /// The indices from the top down, for the census: meaningless while somebody uses the stack. A chain that ran in a
+    /// circle would show every index and one more.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+        // Ordering: Acquire, as in `pop`.
+        let mut index = Head(self.head.load(Ordering::Acquire)).index();
+        core::iter::from_fn(move || {
+            let link = self.links.get(index as usize)?;
+            // Ordering: Relaxed; the Acquire above made the links of a stack at rest visible.
+            Some(core::mem::replace(&mut index, link.load(Ordering::Relaxed)))
+        })
+        .take(self.links.len() + 1)
+    }
 }
 
 #[cfg(all(test, not(loom)))]

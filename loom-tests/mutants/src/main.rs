@@ -65,6 +65,8 @@ enum Check {
     Program(String),
     /// The scenarios of the bare-metal guest whose names contain this.
     Guest(String),
+    /// The sweep and the injection, each over the operations whose names contain this.
+    Interrupts(String),
 }
 
 /// What came of a mutant.
@@ -76,13 +78,14 @@ enum Fate {
 }
 
 /// What is copied; everything else (examples, recordings) is left out.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "Cargo.toml",
     "Cargo.lock",
     "README.md",
     "src",
     "tests",
     "loom-tests",
+    "interrupt-tests",
     "guest",
     "examples/replay",
     "examples/traces/DMAR.bin",
@@ -202,6 +205,16 @@ impl Workshop {
                     cargo(&["run", "--quiet", "--release", "-p", "guest-runner", "--", name], "program");
                 command.env("GUEST_TARGET_DIR", self.directory.join("guest"));
                 vec![command]
+            }
+            Check::Interrupts(name) => {
+                let run = ["run", "--quiet", "--release", "-p", "interrupt-tests", "--", name];
+                let mut sweep = cargo(&run, "program");
+                // The limits of instructions are not for incremental builds.
+                sweep.env("CARGO_INCREMENTAL", "0");
+                let mut injection =
+                    cargo(&[&test[..], &["injection-tests", "--test", "injection"]].concat(), "program");
+                injection.env("FRAMEPOOL_INJECTION_OPERATION", name);
+                vec![sweep, injection]
             }
         }
     }

@@ -1,0 +1,292 @@
+//! The states of the pool in which every operation is tried: every fill level, and what else a tier needs to be reached.
+
+use super::{
+    crowd::CROWD,
+    operations::{
+        ALLOC, ALLOC_CRITICAL, ALLOC_ZEROED, DRAW, FREE, FREE_ZEROED, MAINTAIN, Of, Operation, Role,
+        SET_ASIDE,
+    },
+    world::{LEVELS, MAGAZINE, ORDINARY, PROVIDED, RESERVE, World},
+};
+use std::{fmt, sync::atomic::Ordering::SeqCst};
+
+/// How the pool came to be as it is.
+#[derive(Clone, Debug)]
+pub struct Situation {
+    pub subject: Subject,
+    /// What the thread has done since the pool was built.
+    steps: Vec<Step>,
+}
+
+/// What a state is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The tiers.
+    Tiers,
+    /// Reservations: a context's own, and one from which all draw, of which so many frames have been drawn.
+    Reservations { drawn: u32 },
+    /// A crowd of stopped operations, in the middle of which so many frames have gone to the overflow.
+    Crowd { overflowed: u32 },
+    /// A page-table domain over the pool.
+    Tables(Mapped),
+}
+
+/// The state of a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    /// What the thread has mapped.
+    pub mine: State,
+    /// What the interrupts have mapped.
+    pub theirs: State,
+    /// Frames left in the pool for ordinary callers.
+    pub left: u32,
+}
+
+/// What a context has mapped, at addresses of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Nothing,
+    /// Every range.
+    All,
+    /// Every range but one, whose table waits for its invalidation.
+    Waiting,
+}
+
+/// One thing that the thread has done, so many times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Take(u32),
+    TakeZeroed(u32),
+    Give(u32),
+    GiveZeroed(u32),
+    /// Goes on on the other CPU.
+    Migrate,
+    /// From here on the source has nothing.
+    Fail,
+    /// The worker has answered the bell and could not do a thing: the next crossing rings again.
+    Answer,
+}
+
+/// Frames that the pool may have from the host, beyond those with which it starts.
+const LENT: u32 = 8;
+/// Frames drawn from a reservation when the next one empties its magazine.
+const LAST_OF_MAGAZINE: u32 = 2;
+/// Frames that the thread has in a crowd.
+const CROWDED: u32 = 3;
+/// Frames left that do for some maps and not for others, and for every one.
+const SCARCE: u32 = 2;
+const PLENTY: u32 = 6;
+/// Table frames that a domain with everything mapped takes, and some.
+const FOR_TABLES: u32 = 18;
+/// Frames of both magazines of a cache.
+const CACHE: u32 = 2 * MAGAZINE;
+
+/// Every state that is tried.
+pub fn all() -> Vec<Situation> {
+    [tiers(), clean(), others(), tables()].concat()
+}
+
+fn state(subject: Subject, steps: &[Step]) -> Situation {
+    Situation { subject, steps: steps.to_vec() }
+}
+
+/// Where an allocation and a free find their frame and their place.
+fn tiers() -> Vec<Situation> {
+    use Step::{Answer, Fail, Give, Migrate, Take};
+    let state = |steps: &[Step]| state(Subject::Tiers, steps);
+    let mut all = Vec::new();
+    // Every fill level of the stock, down to the reserve and to nothing.
+    all.extend((0..=ORDINARY + RESERVE).map(|taken| state(&[Take(taken)])));
+    // Every fill level of the cache, with the depot empty, up to the exchange of a full magazine; of the other CPU's cache, to
+    // be stolen from.
+    let levels = 1..=CACHE + 2;
+    all.extend(levels.clone().map(|given| state(&[Take(ORDINARY), Give(given)])));
+    all.extend(levels.map(|given| state(&[Take(ORDINARY), Migrate, Give(given), Migrate])));
+    // The loaded magazine empty, the other one not.
+    all.extend([(4, 1), (6, 3)].map(|(given, again)| state(&[Take(ORDINARY), Give(given), Take(again)])));
+    // The cache full, with frames left in the depot or not: frees go below.
+    all.extend([7, 8].map(|taken| state(&[Take(taken), Give(CACHE)])));
+    // The reserve has been used: the next frames that come back are its.
+    all.extend((1..=3).map(|given| state(&[Take(ORDINARY + RESERVE), Give(given)])));
+    // Nothing to be had from the host; the bell has been answered, so a miss rings.
+    for taken in [ORDINARY - 1, ORDINARY, ORDINARY + RESERVE] {
+        all.extend([state(&[Take(taken), Fail]), state(&[Take(taken), Fail, Answer])]);
+    }
+    // Frames come back that the host has lent: up to the crossing of `max`, at it, and beyond.
+    let lent = ORDINARY + RESERVE + LENT;
+    all.extend([14, 17, lent].map(|given| state(&[Take(lent), Give(given)])));
+    all
+}
+
+/// The same for frames that are known to be zero.
+fn clean() -> Vec<Situation> {
+    use Step::{Answer, Fail, Give, GiveZeroed, Migrate, Take, TakeZeroed};
+    let state = |steps: &[Step]| state(Subject::Tiers, steps);
+    let mut all = Vec::new();
+    // Every fill level of the clean cache, and of the other CPU's.
+    all.extend([1, 3, 4, CACHE, CACHE + 1].map(|given| state(&[Take(ORDINARY), GiveZeroed(given)])));
+    all.extend([1, 4].map(|given| state(&[Take(ORDINARY), Migrate, GiveZeroed(given), Migrate])));
+    // Both sides have some.
+    all.push(state(&[Take(ORDINARY), GiveZeroed(4), Give(4)]));
+    all.push(state(&[Take(ORDINARY), GiveZeroed(ORDINARY), Take(CACHE)]));
+    // Zeroed frames have been asked for in vain: the worker has a goal, and something to clear or not.
+    all.push(state(&[TakeZeroed(1)]));
+    all.push(state(&[Take(4), TakeZeroed(2), Answer]));
+    all.push(state(&[Take(ORDINARY - 1), TakeZeroed(1), Fail, Answer]));
+    all
+}
+
+/// Reservations and crowds.
+fn others() -> Vec<Situation> {
+    let mut all = Vec::new();
+    // Every fill level of a reservation, with and without a host that helps others out.
+    for drawn in 0..=4 {
+        let subject = Subject::Reservations { drawn };
+        all.extend([state(subject, &[]), state(subject, &[Step::Fail])]);
+    }
+    // Every fill level of the overflow that the thread can bring about, with one frame left to give.
+    let crowd = |overflowed| state(Subject::Crowd { overflowed }, &[Step::Take(CROWDED)]);
+    all.extend((0..CROWDED - 1).map(crowd));
+    all
+}
+
+/// What is mapped in a domain, and every fill level from none to more than any call takes.
+fn tables() -> Vec<Situation> {
+    use State::{All, Nothing, Waiting};
+    let mut all = Vec::new();
+    let mut add = |mine, theirs, fills: &[u32]| {
+        all.extend(
+            fills.iter().map(|&left| state(Subject::Tables(Mapped { mine, theirs, left }), &[Step::Fail])),
+        );
+    };
+    add(Nothing, Nothing, &[0, 1, SCARCE, 3, 4, PLENTY]);
+    add(All, Nothing, &[0, 1, SCARCE, PLENTY]);
+    add(Nothing, All, &[0, SCARCE, PLENTY]);
+    add(All, All, &[0, SCARCE, PLENTY]);
+    for (mine, theirs) in [(Waiting, Nothing), (Waiting, All), (Nothing, Waiting), (All, Waiting)] {
+        add(mine, theirs, &[SCARCE]);
+    }
+    all
+}
+
+impl Situation {
+    /// Whether the operation is tried in this state. To those of the pool, those of a reservation or a domain are allocations and
+    /// frees, which they know from each other: one state of each kind.
+    pub fn is_for(&self, operation: &Operation) -> bool {
+        match (self.subject, operation.of) {
+            (Subject::Tiers, of) => of == Of::Pool,
+            // Nobody waits for a crowd.
+            (Subject::Crowd { .. }, of) => of == Of::Pool && operation.role != Role::Interrupted,
+            (Subject::Reservations { drawn }, Of::Pool) => drawn == LAST_OF_MAGAZINE,
+            (Subject::Reservations { .. }, of) => of == Of::Reservation,
+            (Subject::Tables(mapped), Of::Pool) => mapped.mine == State::Nothing && mapped.left == SCARCE,
+            (Subject::Tables(_), of) => of == Of::Tables,
+        }
+    }
+
+    /// Whether it is tried in this state what `interrupt` does in the middle of `operation`.
+    pub fn is_for_both(&self, operation: &Operation, interrupt: &Operation) -> bool {
+        let related = match (self.subject, interrupt.of) {
+            (Subject::Tiers | Subject::Crowd { .. }, of) => of == Of::Pool,
+            (Subject::Reservations { .. }, Of::Pool) => operation.of == Of::Reservation,
+            (Subject::Reservations { .. }, of) => of == Of::Reservation,
+            // Those of the pool take frames from a call of the builder that needs them, or leave it enough.
+            (Subject::Tables(mapped), Of::Pool) => {
+                operation.of == Of::Tables && [SCARCE, PLENTY].contains(&mapped.left)
+            }
+            (Subject::Tables(_), of) => of == Of::Tables,
+        };
+        self.is_for(operation) && interrupt.role.interrupts() && related
+    }
+
+    pub fn has_tables(&self) -> bool {
+        matches!(self.subject, Subject::Tables(_))
+    }
+
+    fn is_crowded(&self) -> bool {
+        matches!(self.subject, Subject::Crowd { .. })
+    }
+
+    pub fn for_tables(&self) -> u32 {
+        if self.has_tables() { FOR_TABLES } else { 0 }
+    }
+
+    /// Frames that the pool may own.
+    pub fn capacity(&self) -> u32 {
+        if self.is_crowded() { self.initial() } else { self.initial() + LENT }
+    }
+
+    /// Frames with which it starts.
+    pub fn initial(&self) -> u32 {
+        let provided = RESERVE + (LEVELS as u32 - 1) * PROVIDED;
+        if self.is_crowded() {
+            provided + CROWD as u32 - 1 + CROWDED
+        } else {
+            provided + ORDINARY + self.for_tables()
+        }
+    }
+
+    pub fn cpus(&self) -> usize {
+        if self.is_crowded() { 1 } else { 2 }
+    }
+
+    /// Frames of one magazine: in a crowd so many that the pool has no more magazines than it must.
+    pub fn magazine(&self) -> u32 {
+        if self.is_crowded() { self.initial() } else { MAGAZINE }
+    }
+
+    /// Magazines that the pool has for reservations.
+    pub fn reservations(&self) -> u32 {
+        if matches!(self.subject, Subject::Reservations { .. }) { LEVELS as u32 } else { 0 }
+    }
+
+    /// Brings a fresh pool into this state.
+    pub fn prepare(&self, world: &World<'_>) {
+        let repeat = |operation, level, times| (0..times).for_each(|_| world.must_perform(operation, level));
+        (1..LEVELS).for_each(|level| repeat(&ALLOC, level, PROVIDED));
+        // A fresh pool has more than `max`, with what the interrupts have taken, and has rung.
+        repeat(&MAINTAIN, 0, 1);
+        match self.subject {
+            Subject::Tiers => {}
+            Subject::Reservations { drawn } => {
+                repeat(&SET_ASIDE, 2, 1);
+                world.reservations[2]
+                    .take()
+                    .into_iter()
+                    .for_each(|reservation| world.shared.put(reservation));
+                (0..2).for_each(|level| repeat(&SET_ASIDE, level, 1));
+                repeat(&DRAW, 0, drawn);
+            }
+            // One frame for each that is to give one.
+            Subject::Crowd { .. } => (1..CROWD).for_each(|member| repeat(&ALLOC, LEVELS + member, 1)),
+            Subject::Tables(mapped) => {
+                #[cfg(feature = "vtd")]
+                world.map_in_advance(mapped);
+                let stats = world.pool.stats();
+                repeat(&ALLOC, 0, (stats.cached + stats.stock - stats.reserve) as u32 - mapped.left);
+            }
+        }
+        for &step in &self.steps {
+            match step {
+                Step::Take(times) => repeat(&ALLOC_CRITICAL, 0, times),
+                Step::TakeZeroed(times) => repeat(&ALLOC_ZEROED, 0, times),
+                Step::Give(times) => repeat(&FREE, 0, times),
+                Step::GiveZeroed(times) => repeat(&FREE_ZEROED, 0, times),
+                Step::Migrate => _ = world.host().cpu.fetch_xor(1, SeqCst),
+                Step::Fail => world.supply().failing.store(true, SeqCst),
+                Step::Answer => {
+                    let failing = world.supply().failing.swap(true, SeqCst);
+                    repeat(&MAINTAIN, 0, 1);
+                    world.supply().failing.store(failing, SeqCst);
+                }
+            }
+        }
+        world.start();
+    }
+}
+
+impl fmt::Display for Situation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:?} after {:?}", self.subject, self.steps)
+    }
+}
