@@ -28,7 +28,7 @@ use crossbeam_utils::CachePadded;
 
 mod assemble;
 #[cfg(feature = "std")]
-mod blocking;
+pub(crate) mod blocking;
 mod bulk;
 mod cache;
 mod census;
@@ -154,7 +154,7 @@ struct Counters {
 
 /// The size of a page table, in bytes.
 #[cfg(feature = "vtd")]
-const TABLE: usize = crate::FrameSize::Size4K.bytes();
+pub(crate) const TABLE: usize = crate::FrameSize::Size4K.bytes();
 
 /// The contents of a pool's frames, as its source maps them.
 struct SourceContents<'s, S>(&'s S);

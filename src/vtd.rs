@@ -52,6 +52,7 @@ mod frame_list;
 mod hardware;
 #[allow(unsafe_code, reason = "takes the caller's word that hardware has let go")]
 mod invalidation;
+mod join;
 mod map;
 mod map_pages;
 mod mappings;
@@ -65,6 +66,7 @@ mod requester;
 mod retired;
 mod second_stage;
 mod sizing;
+mod sleeping;
 mod split;
 #[allow(unsafe_code, reason = "the one file that reads and writes table entries")]
 mod table;
@@ -106,6 +108,7 @@ pub use page_block::{Blocks, PageBlock, Selection};
 pub use reclaim::ReclaimError;
 pub use requester::{Pasid, SourceId};
 pub use second_stage::SecondStage;
+pub use sleeping::PooledFrames;
 pub use width::{INTERRUPT_RANGE, Iova, Levels, PageSizes};
 pub use window::{DmaWindow, ShareError, WindowConfig, WindowError, WindowHost};
 

@@ -394,3 +394,143 @@ fn accesses_are_read_only_where_hardware_notes_them() {
     // SAFETY: no device walks these tables.
     unsafe { first.close().complete() };
 }
+
+fn join<F: Format, A: TableFrames>(domain: &Domain<F, A>, iova: u64, length: u64) -> Invalidation<'_, A> {
+    // SAFETY: nobody else uses the domain.
+    unsafe { domain.join(Iova::new(iova), length).unwrap() }
+}
+
+#[test]
+fn tables_of_leaves_in_a_row_become_leaves() {
+    let frames = TestFrames::default();
+    let domain = domain(PageSizes::all(), &frames);
+    // 2 MiB in two calls; 2 MiB with other rights in the middle; 2 MiB with a page that lies elsewhere; 2 MiB not aligned; half of 2 MiB.
+    for start in [0, MIB] {
+        map(&domain, start, 64 * MIB + start, MIB).unwrap();
+    }
+    map(&domain, 2 * MIB, 66 * MIB, 2 * MIB).unwrap();
+    complete(protect(&domain, 3 * MIB, PAGE, Permissions::READ).unwrap());
+    map(&domain, 4 * MIB, 68 * MIB, 2 * MIB - PAGE).unwrap();
+    map(&domain, 6 * MIB - PAGE, 12 * MIB, PAGE).unwrap();
+    map(&domain, 6 * MIB, 100 * MIB + PAGE, 2 * MIB).unwrap();
+    map(&domain, 8 * MIB, 72 * MIB, MIB).unwrap();
+    let before = snapshot(&frames, domain.root(), 4);
+    // Only tables of which the range has all.
+    let none = join(&domain, PAGE, 16 * MIB);
+    assert!(none.is_empty() && snapshot(&frames, domain.root(), 4) == before);
+    complete(none);
+    let (tables, mappings) = (domain.table_frames(), domain.dump().to_string());
+    let told = join(&domain, 0, GIB);
+    assert_eq!((told.table_frames(), told.leaf_only(), told.least_mask()), (1, false, 9));
+    assert_eq!(told.ranges().next().unwrap(), IovaRange { start: Iova::new(0), length: 2 * MIB });
+    assert_eq!((domain.table_frames(), frames.live()), (tables - 1, tables));
+    complete(told);
+    assert_eq!((domain.dump().to_string(), frames.live()), (mappings, tables - 1));
+    assert_eq!(leaf_of(&domain, 0).load(SeqCst), (64 * MIB) | 0x83);
+    // With the rights again, two more.
+    complete(protect(&domain, 3 * MIB, PAGE, Permissions::all()).unwrap());
+    let told = join(&domain, 0, GIB);
+    assert_eq!(told.table_frames(), 1);
+    complete(told);
+    close(domain);
+}
+
+#[test]
+fn a_gibibyte_in_pages_becomes_one_leaf_and_comes_apart_again() {
+    for page_sizes in [PageSizes::all(), PageSizes::SIZE_2M, PageSizes::SIZE_1G, PageSizes::empty()] {
+        let frames = TestFrames::default();
+        let small = domain(page_sizes, &frames);
+        for start in (0..GIB).step_by(MIB as usize) {
+            map(&small, start, 2 * GIB + start, MIB).unwrap();
+        }
+        let (tables, dump) = (small.table_frames(), small.dump().to_string());
+        // All frames wait in one value, made of two.
+        let mut told = join(&small, 0, GIB / 2);
+        told.merge(join(&small, 0, GIB)).unwrap();
+        let expected = match page_sizes {
+            sizes if sizes == PageSizes::all() => 513,
+            sizes if sizes == PageSizes::SIZE_2M => 512,
+            // From pages of 4 KiB to 1 GiB there is no step.
+            _ => 0,
+        };
+        assert_eq!((told.table_frames(), small.table_frames()), (expected, tables - expected));
+        complete(told);
+        assert_eq!((frames.live(), small.dump().to_string()), (tables - expected, dump));
+        complete(small.unmap(Iova::new(PAGE), GIB - PAGE).unwrap());
+        assert_eq!(small.mappings().count(), 1);
+        close(small);
+    }
+    // What is dropped leaks, and says so.
+    let frames = TestFrames::default();
+    let small = domain(PageSizes::SIZE_2M, &frames);
+    for start in [0, MIB] {
+        map(&small, start, start, MIB).unwrap();
+    }
+    drop(join(&small, 0, 2 * MIB));
+    assert_eq!(frames.leaked_so_far(), 1);
+    // SAFETY: no device walks these tables.
+    unsafe { small.close().complete() };
+}
+
+#[test]
+fn a_joined_leaf_has_been_accessed_and_written_as_far_as_hardware_may() {
+    let frames = TestFrames::default();
+    let domain = tracking(PageSizes::SIZE_2M, &frames);
+    for (start, permissions) in
+        [(0, Permissions::all()), (2 * MIB, Permissions::READ), (4 * MIB, Permissions::READ)]
+    {
+        for half in [start, start + MIB] {
+            map(&domain, half, half, MIB).unwrap();
+        }
+        complete(protect(&domain, start, 2 * MIB, permissions).unwrap());
+    }
+    // Written while it was writable.
+    leaf_of(&domain, 5 * MIB).fetch_or(DIRTY, SeqCst);
+    let told = join(&domain, 0, 6 * MIB);
+    assert_eq!(told.table_frames(), 3);
+    complete(told);
+    let bits = [0, 2 * MIB, 4 * MIB].map(|iova| leaf_of(&domain, iova).load(SeqCst) & (ACCESSED | DIRTY));
+    assert_eq!(bits, [ACCESSED | DIRTY, ACCESSED, ACCESSED | DIRTY]);
+    close(domain);
+}
+
+#[test]
+fn what_is_joined_is_mapped_at_every_moment_for_hardware_that_remembers_the_tables() {
+    let frames = TestFrames::default();
+    let hardware = Hardware { page_selective: Some(18), ..Hardware::default() };
+    let unit = ModelUnit::new(&frames, hardware);
+    let config = DomainConfig {
+        page_sizes: PageSizes::all(),
+        hardware,
+        domain_id: Some(DomainId::FIRST),
+        ..DomainConfig::new(Levels::Three)
+    };
+    let domain = SecondStageDomain::new(config, &unit).unwrap();
+    unit.attach(DomainId::FIRST, &domain);
+    for start in (0..8 * MIB).step_by(MIB as usize) {
+        // SAFETY: the model unit reads no page.
+        unsafe { domain.map(Iova::new(start), PhysAddr::new(GIB + start), MIB, Permissions::all()).unwrap() };
+    }
+    // The unit remembers the tables, and no page.
+    let page = |number: u64| Iova::new(number * PAGE);
+    for table in 0..4 {
+        unit.access(DomainId::FIRST, page(512 * table + 300), true).unwrap();
+    }
+    let told = join(&domain, 0, 8 * MIB);
+    assert_eq!(told.table_frames(), 4);
+    for number in (0..2048).step_by(3) {
+        let target = PhysAddr::new(GIB + number * PAGE);
+        assert_eq!(unit.access(DomainId::FIRST, page(number), true), Ok(target), "page {number}");
+    }
+    let stale = |violation: &Violation| matches!(violation, Violation::StaleTable { .. });
+    assert!(unit.take_violations().iter().all(stale), "it uses the old tables, and may");
+    unit.submit(&told.descriptors(Some(Wait::default())).collect::<Vec<_>>());
+    // SAFETY: the only device is the model, which has forgotten what it was told to forget.
+    unsafe { told.complete() };
+    for number in (0..2048).step_by(3) {
+        let target = PhysAddr::new(GIB + number * PAGE);
+        assert_eq!(unit.access(DomainId::FIRST, page(number), true), Ok(target), "page {number}");
+    }
+    unit.check();
+    assert_eq!(unit.take_violations(), []);
+}

@@ -41,7 +41,7 @@ impl Alarm {
 }
 
 /// Polls `future` until it is ready, or `timeout` is over: then nothing.
-fn block_on<T>(future: impl Future<Output = T>, timeout: Duration) -> Option<T> {
+pub(crate) fn block_on<T>(future: impl Future<Output = T>, timeout: Duration) -> Option<T> {
     // A time beyond what the clock can say is for ever.
     let end = Instant::now().checked_add(timeout);
     let alarm = Arc::new(Alarm::default());

@@ -2,16 +2,14 @@
 
 use super::{
     ClosedDomain, DomainError, DomainId, DomainStats, Hardware, Invalidation, MapError, RangeError,
-    TableFrames, UnmapError,
+    TableFrames, TooFewFrames, UnmapError,
     error::AdvanceError,
     first_stage::FirstStage,
     format::{Format, Permissions, Stage},
     frame_list::FrameList,
-    map::Wish,
     second_stage::SecondStage,
     table::Table,
     tables::Tables,
-    targets::Piece,
     unmap,
     walk::walk,
     walkers,
@@ -178,12 +176,8 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         length: u64,
         permissions: Permissions,
     ) -> Result<F::Mapped<'_, A>, MapError> {
-        let span = self.config.check_map::<F>(iova, length, permissions)?;
-        self.config.check_target(target, length)?;
-        let targets = Piece { distance: target.as_u64().wrapping_sub(iova.as_u64()) };
-        self.carry_out(span, Wish::new::<F>(targets, permissions, &self.config), |missing| {
-            self.advance(missing)
-        })
+        let (span, wish) = self.wish_to_map(iova, target, length, permissions)?;
+        self.carry_out(span, wish, |missing| self.advance(missing))
     }
 
     /// Removes the mapping of `length` bytes from `iova` on. A large leaf that lies partly in the range is split, without a
@@ -303,9 +297,17 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
 
     /// Takes `count` zeroed frames, or none.
     pub(crate) fn advance(&self, count: u64) -> Result<FrameList, AdvanceError> {
+        self.gather(|each| self.tables.frames.allocate_all(count, each))
+    }
+
+    /// Gathers the frames that `take` hands out, if hardware can address them all.
+    pub(crate) fn gather(
+        &self,
+        take: impl FnOnce(&mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames>,
+    ) -> Result<FrameList, AdvanceError> {
         let mut list = FrameList::new();
         let mut beyond = None;
-        self.tables.frames.allocate_all(count, &mut |frame| {
+        take(&mut |frame| {
             if frame.as_u64() >> self.config.host_address_width != 0 {
                 beyond = Some(frame);
             }

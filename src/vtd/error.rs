@@ -1,7 +1,7 @@
 //! Owns the errors of the builder: each names the offending value and says what to do; none leaves anything changed.
 
 use super::width::{Iova, Levels};
-use crate::PhysAddr;
+use crate::{AllocError, PhysAddr};
 use core::{error::Error, fmt};
 
 /// A range that no domain, or not this one, can have.
@@ -102,6 +102,11 @@ pub enum MapError {
     AlreadyMapped {
         /// The first such page.
         iova: Iova,
+    },
+    /// A map that may wait for frames ([`Domain::map_async`](super::Domain::map_async)) did not get them.
+    NotServed {
+        /// Why.
+        reason: AllocError,
     },
     /// The allocator has fewer frames than the tables need.
     OutOfFrames {
@@ -390,6 +395,7 @@ impl fmt::Display for MapError {
             Self::NoPermissions => no_permissions(formatter),
             Self::WriteOnly => write_only(formatter),
             Self::AlreadyMapped { iova } => write!(formatter, "the page at {iova} is mapped: unmap it first"),
+            Self::NotServed { reason } => write!(formatter, "no table frames came: {reason}"),
             Self::OutOfFrames { missing } => out_of_frames(formatter, missing),
             Self::FrameBeyondWidth { frame } => frame_beyond_width(formatter, frame),
         }

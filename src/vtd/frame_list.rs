@@ -4,10 +4,10 @@
 //! # The word
 //! ```text
 //! entry 0 of a frame, and the head:  63 ........ 12 | 11 ... 4 | 3 | 2 .. 0
-//!                                    next frame     |    0     | 1 |   0      0 = there is none
+//!                                    next frame     |    0     | 1 |   0      else there is none: END in a frame, 0 in the head
 //! ```
 //! In every format that word means "not present": hardware and readers that still walk a detached table find nothing there, and
-//! lose only a translation that is being removed anyway. Somebody who breaks the contract of `map` may write an entry over it: then
+//! lose only a translation that is being removed anyway; readers look again, since a table may also have been joined (`join.rs`). Somebody who breaks the contract of `map` may write an entry over it: then
 //! the list ends there, and the frames behind are lost, but none gets a second owner.
 
 use super::{TableFrames, table::Table, width::PAGE};
@@ -20,6 +20,8 @@ const LINK: usize = 0;
 /// Tells a link from none; a present bit in no format.
 const SOME: u64 = 1 << 3;
 const NONE: u64 = 0;
+/// What stands in the last frame: neither a link nor empty, so that whoever finds it in a table knows that the table was detached.
+const END: u64 = 1 << 3 | 1 << 5;
 
 const fn link(frame: PhysAddr) -> u64 {
     frame.as_u64() | SOME
@@ -27,6 +29,16 @@ const fn link(frame: PhysAddr) -> u64 {
 
 const fn is_link(word: u64) -> bool {
     word & (PAGE - 1) == SOME
+}
+
+/// Whether `word`, found in a table, says that the table was detached under whoever found it.
+pub(crate) const fn is_of_detached(word: u64) -> bool {
+    is_link(word) || word == END
+}
+
+/// What a frame says that comes before `head`.
+const fn before(head: u64) -> u64 {
+    if is_link(head) { head } else { END }
 }
 
 /// Frames one behind the other. Owned by one operation; it must be emptied or given on.
@@ -75,7 +87,7 @@ impl FrameList {
 
     /// Adds a frame that the caller owns.
     pub(crate) fn push<A: TableFrames + ?Sized>(&mut self, frames: &A, frame: PhysAddr) {
-        Table::links_of(frames, frame).store(LINK, self.chain.0);
+        Table::links_of(frames, frame).store(LINK, before(self.chain.0));
         if self.count == 0 {
             self.tail = frame;
         }
@@ -95,7 +107,7 @@ impl FrameList {
         if other.count == 0 {
             return;
         }
-        Table::links_of(frames, other.tail).store(LINK, self.chain.0);
+        Table::links_of(frames, other.tail).store(LINK, before(self.chain.0));
         if self.count == 0 {
             self.tail = other.tail;
         }
@@ -126,7 +138,7 @@ impl SharedList {
         // Ordering: Relaxed; the exchange checks the value, nothing is read through it.
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
-            tail.store(LINK, head);
+            tail.store(LINK, before(head));
             // Ordering: Release publishes the links, and the unlinking of the tables, to the Acquire of `take_all`; later
             // pushes are read-modify-writes and continue the release sequence. On failure nothing is read, Relaxed.
             match self.head.compare_exchange_weak(head, list.chain.0, Ordering::Release, Ordering::Relaxed) {

@@ -2,12 +2,14 @@
 //! be walking. Only the word that this is done gives the frames back (INV-10).
 
 use super::{
-    Descriptor, DomainId, IotlbSelection, PageBlock, Pages, Pasid, Selection, TableFrames, Wait,
+    Descriptor, DomainId, Format, IotlbSelection, PageBlock, Pages, Pasid, Selection, TableFrames, Wait,
     frame_list::FrameList,
+    join::JoinedTables,
     reclaim::PartedTables,
     tables::Tables,
     width::{Iova, Span},
 };
+use crate::PhysAddr;
 use core::{fmt, mem};
 
 /// How many ranges are kept apart; with more of them the whole domain is invalidated, which is cheaper by then.
@@ -50,6 +52,8 @@ pub struct Invalidation<'d, A: TableFrames> {
     least_mask: u8,
     detached: FrameList,
     parted: Option<PartedTables<'d, A>>,
+    /// Detached too, but what they say still holds.
+    joined: JoinedTables,
 }
 
 impl<'d, A: TableFrames> Invalidation<'d, A> {
@@ -64,6 +68,7 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
             least_mask: 0,
             detached: FrameList::new(),
             parted: None,
+            joined: JoinedTables::default(),
         }
     }
 
@@ -126,6 +131,11 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
         self.whole_domain = true;
     }
 
+    /// Adds a table in whose place there is a leaf that says the same.
+    pub(crate) fn join<F: Format>(&mut self, table: PhysAddr) {
+        self.joined.push::<F, A>(&self.tables.frames, table);
+    }
+
     pub(crate) fn take_frames(&mut self, detached: FrameList) {
         self.detached.append(&self.tables.frames, detached);
     }
@@ -183,7 +193,8 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     /// How many table frames wait in here. Of a [reclaim](super::Domain::reclaim) that is the most: tables that a `map` has used again
     /// do not come back.
     pub fn table_frames(&self) -> u64 {
-        self.detached.count() + self.parted.as_ref().map_or(0, PartedTables::count)
+        let parted = self.parted.as_ref().map_or(0, PartedTables::count);
+        self.detached.count() + self.joined.count() + parted
     }
 
     /// The pages to forget, in naturally aligned blocks that hardware can forget each at once and of which none is smaller than an
@@ -281,7 +292,7 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     }
 
     /// Takes over what `other` leaves to be done, for one invalidation instead of two. From the contexts of `unmap`; constant
-    /// time.
+    /// time, but for tables that were [joined](super::Domain::join).
     ///
     /// # Errors
     /// `other` comes back if it is of another domain.
@@ -301,6 +312,7 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
         self.take_frames(detached);
         // There is one turn, so one of both has none.
         self.parted = self.parted.take().or(other.parted.take());
+        self.joined.append(&self.tables.frames, mem::take(&mut other.joined));
         Ok(())
     }
 
@@ -318,6 +330,7 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
         if let Some(parted) = self.parted.take() {
             detached.append(&self.tables.frames, parted.take(self.tables));
         }
+        detached.append(&self.tables.frames, mem::take(&mut self.joined).into_list(&self.tables.frames));
         self.tables.retire(detached, self.blocks());
     }
 }
@@ -329,8 +342,9 @@ const fn mask_of(size: u64) -> u8 {
 
 impl<A: TableFrames> Drop for Invalidation<'_, A> {
     fn drop(&mut self) {
-        if self.detached.count() > 0 {
-            self.tables.frames.leaked(self.detached.count());
+        let frames = self.detached.count() + self.joined.count();
+        if frames > 0 {
+            self.tables.frames.leaked(frames);
         }
     }
 }

@@ -14,7 +14,7 @@ use super::{
     frame_list::FrameList,
     table::Run,
     tables::Tables,
-    targets::Targets,
+    targets::{Piece, Targets},
     walk::{Place, Step, Visitor},
     width::{INTERRUPTS, Iova, PAGE, PageSizes, Span, size},
 };
@@ -51,6 +51,21 @@ impl DomainConfig {
 }
 
 impl<F: Format, A: TableFrames> Domain<F, A> {
+    /// What is asked for, if it can be.
+    pub(crate) fn wish_to_map(
+        &self,
+        iova: Iova,
+        target: PhysAddr,
+        length: u64,
+        permissions: Permissions,
+    ) -> Result<(Span, Wish<Piece>), MapError> {
+        let config = self.config();
+        let span = config.check_map::<F>(iova, length, permissions)?;
+        config.check_target(target, length)?;
+        let targets = Piece { distance: target.as_u64().wrapping_sub(iova.as_u64()) };
+        Ok((span, Wish::new::<F>(targets, permissions, &config)))
+    }
+
     /// Maps `span` as wished, with frames from `take`, which is asked for all that it can need, or none.
     #[inline(always)]
     pub(crate) fn carry_out<T: Targets>(

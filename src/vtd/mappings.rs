@@ -4,6 +4,7 @@ use super::{
     TableFrames,
     domain::Domain,
     format::{Entry, Format, Permissions},
+    frame_list::is_of_detached,
     table::Run,
     walk::{Place, Step, Visitor},
     width::{Iova, PAGE, Span, size},
@@ -48,12 +49,14 @@ impl Mapping {
 /// A walk that hands each leaf to a closure, which may end it with an `S`.
 struct Leaves<F, S, L> {
     leaf: L,
+    /// A table was detached under the walk: what it said may hold still, in another table.
+    is_stale: bool,
     marker: PhantomData<(F, S)>,
 }
 
 impl<F: Format, S, L: FnMut(Mapping, u64) -> Result<(), S>> Leaves<F, S, L> {
     fn new(leaf: L) -> Self {
-        Self { leaf, marker: PhantomData }
+        Self { leaf, is_stale: false, marker: PhantomData }
     }
 }
 
@@ -61,9 +64,13 @@ impl<F: Format, S, L: FnMut(Mapping, u64) -> Result<(), S>> Visitor for Leaves<F
     type Stop = S;
 
     fn entry(&mut self, place: Place<'_>) -> Result<Step, S> {
-        match F::decode(place.table.load(place.index), place.level) {
+        let entry = place.table.load(place.index);
+        match F::decode(entry, place.level) {
             Entry::Table(below) => Ok(Step::Descend(below)),
-            Entry::Empty => Ok(Step::Skip),
+            Entry::Empty => {
+                self.is_stale |= is_of_detached(entry);
+                Ok(Step::Skip)
+            }
             Entry::Leaf { target, permissions } => {
                 let size = size(place.level, F::INDEX_BITS);
                 let target = PhysAddr::new(target.as_u64() + (place.part.start & (size - 1)));
@@ -75,6 +82,7 @@ impl<F: Format, S, L: FnMut(Mapping, u64) -> Result<(), S>> Visitor for Leaves<F
 
     fn leaves(&mut self, run: Run<'_>, part: Span) -> Result<(), S> {
         for (page, entry) in (0..).zip(run.values()) {
+            self.is_stale |= is_of_detached(entry);
             if let Entry::Leaf { target, permissions } = F::decode(entry, 1) {
                 let iova = Iova::new(part.start + page * PAGE);
                 (self.leaf)(Mapping { iova, target, length: PAGE, permissions }, PAGE)?;
@@ -87,7 +95,8 @@ impl<F: Format, S, L: FnMut(Mapping, u64) -> Result<(), S>> Visitor for Leaves<F
 impl<F: Format, A: TableFrames> Domain<F, A> {
     /// Where `iova` goes, if it is mapped.
     ///
-    /// From thread and interrupt context, not from an NMI, whatever is unmapped meanwhile. Wait-free: one entry a level.
+    /// From thread and interrupt context, not from an NMI, whatever is unmapped meanwhile. One entry a level; a retry means that
+    /// another context has detached a table meanwhile.
     pub fn translate(&self, iova: Iova) -> Option<Translation> {
         let within = iova.as_u64() & (PAGE - 1);
         let span = Span { start: iova.as_u64() - within, end: (iova.as_u64() - within).checked_add(PAGE)? };
@@ -99,7 +108,13 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
             Err(Translation { target, permissions: page.permissions, page_size })
         };
         let _walk = self.tables().enter(span);
-        self.walk(span, &mut Leaves::<F, _, _>::new(found)).err()
+        loop {
+            let mut leaves = Leaves::<F, _, _>::new(found);
+            let at = self.walk(span, &mut leaves).err();
+            if at.is_some() || !leaves.is_stale {
+                return at;
+            }
+        }
     }
 
     /// All mappings in ascending order, neighbours that belong together merged.
@@ -131,16 +146,22 @@ impl<F: Format, A: TableFrames> Iterator for Mappings<'_, F, A> {
             return None;
         }
         let _walk = self.domain.tables().enter(self.rest);
-        let mut merged: Option<Mapping> = None;
-        let grow = |leaf: Mapping, _| {
-            match merged {
-                None => merged = Some(leaf),
-                Some(mapping) => merged = Some(mapping.with(leaf).ok_or(())?),
+        let merged = loop {
+            let mut merged: Option<Mapping> = None;
+            let grow = |leaf: Mapping, _| {
+                match merged {
+                    None => merged = Some(leaf),
+                    Some(mapping) => merged = Some(mapping.with(leaf).ok_or(())?),
+                }
+                Ok(())
+            };
+            let mut leaves = Leaves::<F, (), _>::new(grow);
+            // What ends the walk is the first leaf that does not follow.
+            let _ = self.domain.walk(self.rest, &mut leaves);
+            if !leaves.is_stale {
+                break merged;
             }
-            Ok(())
         };
-        // What ends the walk is the first leaf that does not follow.
-        let _ = self.domain.walk(self.rest, &mut Leaves::<F, (), _>::new(grow));
         self.rest.start = merged.map_or(self.rest.end, |mapping| mapping.iova.as_u64() + mapping.length);
         merged
     }

@@ -36,6 +36,11 @@ impl<'t> Table<'t> {
         Self::of(frames, frame, 1)
     }
 
+    /// The first `entries` entries of the table in the frame `frame`, which has as many.
+    pub(crate) fn start_of<A: TableFrames + ?Sized>(frames: &'t A, frame: PhysAddr, entries: usize) -> Self {
+        Self::of(frames, frame, entries.min(const { PAGE as usize / size_of::<u64>() }))
+    }
+
     #[inline(always)]
     fn of<A: TableFrames + ?Sized>(frames: &'t A, frame: PhysAddr, entries: usize) -> Self {
         let start = frames.pointer(frame).cast::<AtomicU64>();
@@ -86,6 +91,22 @@ impl<'t> Table<'t> {
         // Ordering: Release publishes the new table, or what a mark says was done, to the Acquire of `load` and to hardware.
         // Acquire on failure: the loser walks on through the winner's table.
         entry.compare_exchange(expected, value, Ordering::Release, Ordering::Acquire).map(drop)
+    }
+
+    /// Puts the leaf `value` in the place of the table `expected`, or says what is there instead; whoever does owns the table, which hardware
+    /// and readers go on using.
+    pub(crate) fn replace(self, index: usize, expected: u64, value: u64) -> Result<(), u64> {
+        let entry = self.entry(index).ok_or(0u64)?;
+        // Ordering: Release, as for `store`; Acquire makes the table ours, and on failure lets the caller walk through what is there.
+        entry.compare_exchange(expected, value, Ordering::AcqRel, Ordering::Acquire).map(drop)
+    }
+
+    /// Sets `bits` of an entry that hardware ignores. What hardware sets in it meanwhile stays.
+    pub(crate) fn mark(self, index: usize, bits: u64) {
+        if let Some(entry) = self.entry(index) {
+            // Ordering: Relaxed; the bits are for their owner alone.
+            entry.fetch_or(bits, Ordering::Relaxed);
+        }
     }
 
     /// Clears `bits` of an entry, and returns what it was. What hardware sets in it meanwhile stays.
