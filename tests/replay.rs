@@ -76,6 +76,18 @@ fn good_traces_are_replayed_without_a_mismatch() {
 }
 
 #[test]
+fn good_traces_leave_nothing_stale_behind_any_unit() {
+    for unit in ["second-stage", "first-stage", "incoherent", "caching-mode", "small-pages"] {
+        for (name, trace) in [("strict", STRICT), ("lazy", LAZY)] {
+            let outcome = json(&replay(&format!("{name}_{unit}.txt"), trace.as_bytes(), &["--unit", unit]));
+            let figures = ["mismatches", "stale_uses"].map(|figure| outcome[figure].as_u64());
+            assert_eq!(figures, [Some(0), Some(0)], "{unit}, {name}");
+            assert_eq!(outcome["pool"]["in_use"], 0);
+        }
+    }
+}
+
+#[test]
 fn a_compressed_trace_is_read_and_a_damaged_one_refused() {
     let whole =
         fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/traces/nvme4k_strict.txt.zst")).unwrap();

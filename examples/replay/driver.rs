@@ -17,10 +17,11 @@ use crate::{
     interrupts::{Interruptible, interrupted},
     plan::{Flushing, Model, Plan},
     trace::{Event, Operation},
+    unit::Behind,
 };
 use framepool::{
     AnonymousMemory, FramePool, LinuxPlatform, PhysAddr,
-    vtd::{Domain, Format, Invalidation, Iova, MapError, MapOutcome, UnmapError},
+    vtd::{Domain, Format, Invalidation, Iova, MapError, MapOutcome, TableFrames, UnmapError},
 };
 use std::{
     cell::UnsafeCell,
@@ -44,10 +45,10 @@ const BURST: usize = 2;
 /// How often all threads stop for a comparison of every domain with the model.
 const COMPARISONS: usize = 16;
 
-/// The allocator under every domain: the pool itself.
+/// The allocator under every domain, or under the strict unit: the pool itself.
 pub type Frames<'p> = &'p FramePool<AnonymousMemory, LinuxPlatform>;
 /// An invalidation that waits for its flush, in a place of its own, since a handler cannot ask for memory.
-type Pending<'p, 'd> = UnsafeCell<Option<Invalidation<'d, Frames<'p>>>>;
+type Pending<'d, A> = UnsafeCell<Option<Invalidation<'d, A>>>;
 
 /// What the replay has counted.
 #[derive(Debug, Default)]
@@ -74,28 +75,34 @@ impl Counts {
 }
 
 /// One replay in progress.
-pub struct Replay<'p, 'd, F: Format> {
+pub struct Replay<'p, 'd, F: Format, A: TableFrames> {
     plan: &'d Plan,
-    domains: &'d [Domain<F, Frames<'p>>],
+    domains: &'d [Domain<F, A>],
+    behind: &'d Behind<'d, Frames<'p>>,
     states: Vec<AtomicU8>,
     /// For lazy traces, a place for each event.
-    pending: Vec<Pending<'p, 'd>>,
+    pending: Vec<Pending<'d, A>>,
     counts: &'d Counts,
 }
 
 // SAFETY: a pending place is written by the one who executes its unmap, before it is settled, and read by the one who executes
 // the flush that waits for it, after; everything else is atomic or not changed.
-unsafe impl<F: Format> Sync for Replay<'_, '_, F> {}
+unsafe impl<F: Format, A: TableFrames + Sync> Sync for Replay<'_, '_, F, A> {}
 
 /// There were no frames; the tables are as before.
 struct OutOfFrames;
 
-impl<'p, 'd, F: Format> Replay<'p, 'd, F> {
-    pub fn new(plan: &'d Plan, domains: &'d [Domain<F, Frames<'p>>], counts: &'d Counts) -> Self {
+impl<'p, 'd, F: Format, A: TableFrames + Sync> Replay<'p, 'd, F, A> {
+    pub fn new(
+        plan: &'d Plan,
+        domains: &'d [Domain<F, A>],
+        behind: &'d Behind<'d, Frames<'p>>,
+        counts: &'d Counts,
+    ) -> Self {
         let states = plan.events.iter().map(|_| AtomicU8::new(WAITING)).collect();
         let places = if plan.flushing == Flushing::Lazy { plan.events.len() } else { 0 };
         let pending = (0..places).map(|_| UnsafeCell::new(None)).collect();
-        Self { plan, domains, states, pending, counts }
+        Self { plan, domains, behind, states, pending, counts }
     }
 
     /// Replays all events, with an interrupt on each CPU every `interval`; then completes what no flush has.
@@ -118,8 +125,7 @@ impl<'p, 'd, F: Format> Replay<'p, 'd, F> {
         });
         for place in self.pending {
             if let Some(invalidation) = place.into_inner() {
-                // SAFETY: there is no hardware.
-                unsafe { invalidation.complete() };
+                self.behind.complete(F::STAGE, invalidation);
             }
         }
     }
@@ -137,12 +143,16 @@ impl<'p, 'd, F: Format> Replay<'p, 'd, F> {
         let event = &self.plan.events[number as usize];
         let domain = &self.domains[usize::from(event.domain)];
         let iova = Iova::new(event.iova);
+        let _call = self.behind.enter();
         match event.operation {
             Operation::Map { target, permissions } => {
                 // SAFETY: there is no hardware, and the plan keeps events on the same pages apart.
                 match unsafe { domain.map(iova, PhysAddr::new(target), event.length, permissions) } {
-                    // SAFETY: there is no hardware.
-                    Ok(told) => told.into_invalidation().map_or((), |told| unsafe { told.complete() }),
+                    Ok(told) => {
+                        if let Some(told) = told.into_invalidation() {
+                            self.behind.complete(F::STAGE, told);
+                        }
+                    }
                     Err(MapError::OutOfFrames { .. }) => return Err(OutOfFrames),
                     Err(_) => self.counts.mismatch(event.line),
                 }
@@ -160,18 +170,17 @@ impl<'p, 'd, F: Format> Replay<'p, 'd, F> {
         Ok(())
     }
 
-    fn unmapped(&self, number: u32, invalidation: Invalidation<'d, Frames<'p>>) {
+    fn unmapped(&self, number: u32, invalidation: Invalidation<'d, A>) {
         match self.pending.get(number as usize) {
             // SAFETY: this event is being executed by us alone, and its flush waits until it is settled.
             Some(place) => unsafe { *place.get() = Some(invalidation) },
-            // SAFETY: there is no hardware.
-            None => unsafe { invalidation.complete() },
+            None => self.behind.complete(F::STAGE, invalidation),
         }
     }
 
     /// Completes the unmaps that the flush waits for, as one invalidation.
     fn flush(&self, number: u32) {
-        let mut all: Option<Invalidation<'d, Frames<'p>>> = None;
+        let mut all: Option<Invalidation<'d, A>> = None;
         for &unmap in self.plan.completes.of(number) {
             let place = self.pending.get(unmap as usize);
             // SAFETY: the unmap is settled, this flush alone completes it, and we execute the flush.
@@ -187,8 +196,24 @@ impl<'p, 'd, F: Format> Replay<'p, 'd, F> {
             }
         }
         if let Some(all) = all {
-            // SAFETY: there is no hardware.
-            unsafe { all.complete() };
+            self.behind.complete(F::STAGE, all);
+        }
+    }
+
+    /// Lets a device look at what the event, or what a flush completes, has left behind. Thread context.
+    fn access(&self, number: u32) {
+        let event = &self.plan.events[number as usize];
+        let wrong = match event.operation {
+            Operation::Map { .. } => self.behind.access(event),
+            Operation::Unmap if self.plan.flushing == Flushing::Strict => self.behind.access(event),
+            Operation::Flush => {
+                let unmaps = self.plan.completes.of(number).iter();
+                unmaps.map(|&unmap| self.behind.access(&self.plan.events[unmap as usize])).sum()
+            }
+            Operation::Unmap | Operation::Sync | Operation::Attach => 0,
+        };
+        if wrong > 0 {
+            self.counts.mismatch(event.line);
         }
     }
 
@@ -233,8 +258,8 @@ impl<'p, 'd, F: Format> Replay<'p, 'd, F> {
 }
 
 /// The events of one CPU, as its thread and its handlers share them.
-struct Lane<'r, 'p, 'd, F: Format> {
-    replay: &'r Replay<'p, 'd, F>,
+struct Lane<'r, 'p, 'd, F: Format, A: TableFrames> {
+    replay: &'r Replay<'p, 'd, F, A>,
     numbers: &'d [u32],
     /// The next position to take.
     next: AtomicUsize,
@@ -246,8 +271,8 @@ struct Lane<'r, 'p, 'd, F: Format> {
     inside: AtomicBool,
 }
 
-impl<'r, 'p, 'd, F: Format> Lane<'r, 'p, 'd, F> {
-    fn new(replay: &'r Replay<'p, 'd, F>, numbers: &'d [u32]) -> Self {
+impl<'r, 'p, 'd, F: Format, A: TableFrames + Sync> Lane<'r, 'p, 'd, F, A> {
+    fn new(replay: &'r Replay<'p, 'd, F, A>, numbers: &'d [u32]) -> Self {
         let position = || AtomicUsize::new(0);
         let (next, limit, settled) = (position(), position(), position());
         Self { replay, numbers, next, limit, settled, inside: AtomicBool::new(false) }
@@ -305,6 +330,7 @@ impl<'r, 'p, 'd, F: Format> Lane<'r, 'p, 'd, F> {
 
     fn settle(&self, number: u32) {
         self.replay.check(&self.replay.plan.events[number as usize]);
+        self.replay.access(number);
         self.replay.states[number as usize].store(SETTLED, SeqCst);
         self.replay.counts.settled.fetch_add(1, SeqCst);
     }
@@ -327,7 +353,7 @@ impl<'r, 'p, 'd, F: Format> Lane<'r, 'p, 'd, F> {
     }
 }
 
-impl<F: Format> Interruptible for Lane<'_, '_, '_, F> {
+impl<F: Format, A: TableFrames + Sync> Interruptible for Lane<'_, '_, '_, F, A> {
     /// Takes the next events of this CPU, as an interrupt handler of a driver would, if they need not wait.
     fn interrupt(&self) {
         let counts = self.replay.counts;

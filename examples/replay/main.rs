@@ -15,7 +15,10 @@ use clap::Parser;
 use driver::{Counts, Replay};
 use framepool::{
     AnonymousMemory, Builder, Watermarks, WorkedPool,
-    vtd::{Domain, DomainConfig, Levels, PageSizes, SecondStage},
+    vtd::{
+        CachingMode, Domain, DomainConfig, FirstStage, Format, Levels, ModelUnit, PageSizes, Permissions,
+        SecondStage, Stage, TableFrames,
+    },
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use picture::Sample;
@@ -29,7 +32,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use trace::TraceError;
+use trace::{Operation, TraceError};
+use unit::{Behind, Kind};
 
 mod driver;
 mod interrupts;
@@ -37,6 +41,7 @@ mod picture;
 mod plan;
 mod report;
 mod trace;
+mod unit;
 
 const RECORDED: [&str; 3] = ["nvme4k_strict.txt.zst", "mix_strict.txt.zst", "net_lazy.txt.zst"];
 /// How often the pool is looked at for the picture.
@@ -63,6 +68,10 @@ struct Arguments {
     /// No leaves of 2 MiB and 1 GiB.
     #[arg(long)]
     small_pages: bool,
+    /// A strict model unit behind the tables, which remembers all that it may and reports every stale use, with a device that accesses
+    /// every page. Without interrupts.
+    #[arg(long, value_enum, conflicts_with = "small_pages")]
+    unit: Option<Kind>,
     /// Frames that the pool may own.
     #[arg(long, default_value_t = 4096)]
     capacity: u32,
@@ -94,11 +103,15 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(outcomes) => {
             println!("{}", report::table(&outcomes));
-            for outcome in outcomes.iter().filter(|outcome| outcome.mismatches > 0) {
+            for outcome in outcomes.iter().filter(|outcome| outcome.is_different()) {
                 let line = outcome.first_mismatch.unwrap_or(0);
-                eprintln!("{}: {} mismatches, the first at line {line}", outcome.name, outcome.mismatches);
+                let stale = outcome.stale_uses.unwrap_or(0);
+                eprintln!(
+                    "{}: {} mismatches, the first at line {line}, and {stale} stale uses",
+                    outcome.name, outcome.mismatches
+                );
             }
-            let different = outcomes.iter().any(|outcome| outcome.mismatches > 0);
+            let different = outcomes.iter().any(Outcome::is_different);
             if arguments.json {
                 println!("{}", report::json(&outcomes));
             }
@@ -129,8 +142,10 @@ impl Error for Malformed {}
 fn run(arguments: &Arguments) -> Result<Vec<Outcome>, Box<dyn Error>> {
     let mut outcomes = Vec::new();
     for path in &arguments.trace {
-        let plan =
-            trace::read(path).and_then(Plan::new).map_err(|error| Malformed { path: path.clone(), error })?;
+        let plan = trace::read(path)
+            .map(|events| readable(arguments, events))
+            .and_then(Plan::new)
+            .map_err(|error| Malformed { path: path.clone(), error })?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = name.trim_end_matches(".zst").trim_end_matches(".txt").to_owned();
         let (outcome, samples) = replay(arguments, &name, &plan)?;
@@ -147,33 +162,50 @@ fn run(arguments: &Arguments) -> Result<Vec<Outcome>, Box<dyn Error>> {
     Ok(outcomes)
 }
 
+/// The events; what the first stage maps can be read.
+fn readable(arguments: &Arguments, mut events: Vec<trace::Event>) -> Vec<trace::Event> {
+    if arguments.unit.is_some_and(|unit| unit.stage() == Stage::First) {
+        for event in &mut events {
+            if let Operation::Map { permissions, .. } = &mut event.operation {
+                permissions.insert(Permissions::READ);
+            }
+        }
+    }
+    events
+}
+
 /// Replays one trace on a pool of its own.
 fn replay(arguments: &Arguments, name: &str, plan: &Plan) -> Result<(Outcome, Vec<Sample>), Box<dyn Error>> {
     let builder = Builder::new(arguments.capacity).watermarks(arguments.watermarks).magazine_size(4);
     let pool = builder.start(AnonymousMemory::new(arguments.capacity)?)?;
-    let mut config = DomainConfig::new(if arguments.levels == 4 { Levels::Four } else { Levels::Five });
-    if !arguments.small_pages {
-        config.page_sizes = PageSizes::all();
-    }
+    let levels = if arguments.levels == 4 { Levels::Four } else { Levels::Five };
     let mut outcome = Outcome::planned(name.to_owned(), plan);
     let counts = Counts::default();
-    let mut samples = Vec::new();
-    {
-        let domains: Vec<Domain<SecondStage, _>> =
-            (0..plan.domains).map(|_| Domain::new(config, &*pool)).collect::<Result<_, _>>()?;
-        let interval = (arguments.interrupts > 0).then(|| Duration::from_micros(arguments.interrupts));
-        let replay = Replay::new(plan, &domains, &counts);
-        let start = Instant::now();
-        thread::scope(|scope| {
-            let worker = scope.spawn(|| replay.run(interval));
-            samples = watch(name, &pool, &counts, outcome.events, start, || worker.is_finished());
-        });
-        outcome.time = start.elapsed();
-        for domain in domains {
-            // SAFETY: there is no hardware.
-            unsafe { domain.close().complete() };
+    let interval = (arguments.interrupts > 0).then(|| Duration::from_micros(arguments.interrupts));
+    let samples = match arguments.unit {
+        None => {
+            let page_sizes = if arguments.small_pages { PageSizes::empty() } else { PageSizes::all() };
+            let config = DomainConfig { page_sizes, ..DomainConfig::new(levels) };
+            let run = Run { name, plan, pool: &pool, counts: &counts, interval };
+            run.on::<SecondStage, _>(config, &*pool, &Behind::new(None), &mut outcome)?
         }
-    }
+        Some(kind) if kind.stage() == Stage::First => behind_unit::<FirstStage>(
+            kind.config::<FirstStage>(levels)?,
+            name,
+            plan,
+            &pool,
+            &counts,
+            &mut outcome,
+        )?,
+        Some(kind) => behind_unit::<SecondStage>(
+            kind.config::<SecondStage>(levels)?,
+            name,
+            plan,
+            &pool,
+            &counts,
+            &mut outcome,
+        )?,
+    };
     outcome.stats = pool.stats();
     // Every event was settled, and every frame is back.
     let lost = outcome.stats.in_use + (outcome.events - counts.settled.load(SeqCst));
@@ -187,6 +219,72 @@ fn replay(arguments: &Arguments, name: &str, plan: &Plan) -> Result<(Outcome, Ve
     outcome.table_frames_peak = counts.table_frames_peak.load(SeqCst);
     pool.close().map_err(|error| error.to_string())?;
     Ok((outcome, samples))
+}
+
+/// Replays one trace with the strict unit behind the tables.
+fn behind_unit<F: Format + Sync + Send>(
+    config: DomainConfig,
+    name: &str,
+    plan: &Plan,
+    pool: &WorkedPool<AnonymousMemory>,
+    counts: &Counts,
+    outcome: &mut Outcome,
+) -> Result<Vec<Sample>, Box<dyn Error>> {
+    let unit = ModelUnit::new(&**pool, config.hardware);
+    let run = Run { name, plan, pool, counts, interval: None };
+    let samples = run.on::<CachingMode<F>, _>(config, &unit, &Behind::new(Some(&unit)), outcome)?;
+    outcome.stale_uses = Some(unit.found());
+    for violation in unit.take_violations().iter().take(3) {
+        eprintln!("{name}: {violation}");
+    }
+    Ok(samples)
+}
+
+/// A replay of one trace.
+struct Run<'r> {
+    name: &'r str,
+    plan: &'r Plan,
+    pool: &'r WorkedPool<AnonymousMemory>,
+    counts: &'r Counts,
+    interval: Option<Duration>,
+}
+
+impl Run<'_> {
+    /// Replays in domains over `frames`.
+    fn on<F: Format + Sync + Send, A: TableFrames + Copy + Sync + Send>(
+        &self,
+        config: DomainConfig,
+        frames: A,
+        behind: &Behind<'_, driver::Frames<'_>>,
+        outcome: &mut Outcome,
+    ) -> Result<Vec<Sample>, Box<dyn Error>> {
+        let mut domains: Vec<Domain<F, A>> = Vec::new();
+        for number in 0..self.plan.domains {
+            let config = DomainConfig { domain_id: Some(unit::id_of(number)), ..config };
+            let domain = Domain::new(config, frames)?;
+            if let Some(model) = behind.unit {
+                model.attach(unit::id_of(number), &domain);
+            }
+            domains.push(domain);
+        }
+        let replay = Replay::new(self.plan, &domains, behind, self.counts);
+        let start = Instant::now();
+        let samples = thread::scope(|scope| {
+            let worker = scope.spawn(|| replay.run(self.interval));
+            watch(self.name, self.pool, self.counts, outcome.events, start, || worker.is_finished())
+        });
+        outcome.time = start.elapsed();
+        if let Some(model) = behind.unit {
+            model.check();
+            (0..self.plan.domains).for_each(|number| model.detach(unit::id_of(number)));
+            model.submit(&unit::FORGET_ALL);
+        }
+        for domain in domains {
+            // SAFETY: there is no hardware but the unit, which has forgotten everything.
+            unsafe { domain.close().complete() };
+        }
+        Ok(samples)
+    }
 }
 
 /// Looks at the pool until the replay is over, and shows how far it is.

@@ -23,6 +23,8 @@ pub struct Outcome {
     pub pages_checked: u64,
     pub mismatches: u64,
     pub first_mismatch: Option<u32>,
+    /// What the strict unit reports, if there was one.
+    pub stale_uses: Option<u64>,
     pub table_frames_peak: u64,
     pub time: Duration,
     pub stats: Stats,
@@ -46,10 +48,16 @@ impl Outcome {
             pages_checked: 0,
             mismatches: 0,
             first_mismatch: None,
+            stale_uses: None,
             table_frames_peak: 0,
             time: Duration::ZERO,
             stats: Stats::default(),
         }
+    }
+
+    /// Whether something was not as the model or the unit has it.
+    pub fn is_different(&self) -> bool {
+        self.mismatches > 0 || self.stale_uses.is_some_and(|uses| uses > 0)
     }
 
     fn rate(&self) -> f64 {
@@ -73,6 +81,7 @@ impl Outcome {
             ("  inside a map or unmap", grouped(self.inside)),
             ("pages checked", grouped(self.pages_checked)),
             ("mismatches", grouped(self.mismatches)),
+            ("stale uses", self.stale_uses.map_or("no unit".into(), grouped)),
             ("table frames at the peak", grouped(self.table_frames_peak)),
             ("hits: cache", grouped(stats.cache_hits)),
             ("  depot", grouped(stats.depot_hits)),
@@ -102,6 +111,7 @@ impl Outcome {
             "refused": self.refused,
             "pages_checked": self.pages_checked,
             "mismatches": self.mismatches,
+            "stale_uses": self.stale_uses,
             "first_mismatch_line": self.first_mismatch,
             "table_frames_peak": self.table_frames_peak,
             "seconds": self.time.as_secs_f64(),
@@ -139,6 +149,7 @@ pub fn json(outcomes: &[Outcome]) -> Value {
         "maps": sum(|outcome| outcome.maps),
         "unmaps": sum(|outcome| outcome.unmaps),
         "mismatches": sum(|outcome| outcome.mismatches),
+        "stale_uses": outcomes.iter().map(|outcome| outcome.stale_uses).sum::<Option<u64>>(),
         "table_frames_peak": outcomes.iter().map(|outcome| outcome.table_frames_peak).max(),
         "by_handlers": sum(|outcome| outcome.by_handlers),
         "pool": pool,

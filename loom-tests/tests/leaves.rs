@@ -6,8 +6,9 @@ use framepool::vtd::{Iova, Permissions};
 use loom::thread;
 use loom_tests::{
     model,
-    tables::{PAGE, TinyDomain, TinyFrames, close, map, noting_domain, protect, take_dirty},
+    tables::{PAGE, TinyDomain, TinyFrames, close, is_mapped, join, map, noting_domain, protect, take_dirty},
 };
+use std::sync::Arc;
 
 /// Maps the first two pages, and runs `change` beside a write of the device to page number `page`; whether the device could write.
 fn beside_a_write(page: u64, domain: &TinyDomain, change: impl FnOnce(&TinyDomain)) -> bool {
@@ -80,5 +81,21 @@ fn a_write_beside_a_join_is_noted_whether_it_goes_through_the_table_or_the_leaf(
         unsafe { invalidation.complete() };
         assert!(take_dirty(&domain) & 2 != 0);
         close(domain);
+    });
+}
+
+#[test]
+fn a_reader_beside_a_join_finds_the_pages() {
+    model(2, || {
+        let domain = Arc::new(two_pages(4));
+        let reader = {
+            let domain = Arc::clone(&domain);
+            thread::spawn(move || assert!(is_mapped(&domain, 0)))
+        };
+        join(&domain);
+        reader.join().unwrap();
+        domain.maintain();
+        assert_eq!((domain.maintain(), domain.table_frames()), (0, 2));
+        close(Arc::into_inner(domain).unwrap());
     });
 }

@@ -9,7 +9,10 @@ use super::{
     walk::{Place, Step, Visitor},
     width::{Iova, PAGE, Span, size},
 };
-use crate::PhysAddr;
+use crate::{
+    PhysAddr,
+    sync::atomic::{Ordering, fence},
+};
 use core::{fmt, marker::PhantomData};
 
 /// Where one address goes.
@@ -44,6 +47,13 @@ impl Mapping {
             && self.permissions == next.permissions;
         follows.then_some(Self { length: self.length + next.length, ..self })
     }
+}
+
+/// Before a walk that follows one into a detached table: it does not find that table.
+#[cold]
+fn look_again() {
+    // Ordering: Acquire, with the Release of the link in the table: it was written after the table had been unlinked.
+    fence(Ordering::Acquire);
 }
 
 /// A walk that hands each leaf to a closure, which may end it with an `S`.
@@ -114,6 +124,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
             if at.is_some() || !leaves.is_stale {
                 return at;
             }
+            look_again();
         }
     }
 
@@ -161,6 +172,7 @@ impl<F: Format, A: TableFrames> Iterator for Mappings<'_, F, A> {
             if !leaves.is_stale {
                 break merged;
             }
+            look_again();
         };
         self.rest.start = merged.map_or(self.rest.end, |mapping| mapping.iova.as_u64() + mapping.length);
         merged
