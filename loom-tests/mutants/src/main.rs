@@ -187,6 +187,8 @@ impl Workshop {
             let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
             command.current_dir(self.tree()).args(arguments);
             command.env("CARGO_TARGET_DIR", self.directory.join(target));
+            // Each mutant differs from the one before by two lines.
+            command.env("CARGO_INCREMENTAL", "1");
             command
         };
         let test = ["test", "--quiet", "--release", "-p"];
