@@ -64,6 +64,8 @@ pub use frame::{Frame, FrameSize, PhysAddr};
 pub use platform::Platform;
 #[cfg(feature = "std")]
 pub use platform::linux::LinuxPlatform;
+#[cfg(feature = "hardened")]
+pub use pool::Misuse;
 #[cfg(feature = "std")]
 pub use pool::WorkedPool;
 pub use pool::{

@@ -40,6 +40,8 @@ mod door;
 mod fallback;
 mod fixed;
 mod give;
+#[cfg(feature = "hardened")]
+mod hardened;
 mod quota;
 mod refill;
 mod request;
@@ -49,6 +51,8 @@ mod shrink;
 mod standstill;
 mod stats;
 mod take;
+#[cfg(not(feature = "hardened"))]
+mod unhardened;
 mod wait;
 mod waiters;
 #[cfg(feature = "std")]
@@ -60,6 +64,8 @@ pub use close::CloseError;
 pub use config::{BuildError, Builder, Watermarks};
 pub use fallback::FallbackPolicy;
 pub use fixed::StaticPool;
+#[cfg(feature = "hardened")]
+pub use hardened::Misuse;
 pub use quota::{Quota, QuotaError, QuotaFrame};
 pub use refill::{Growth, Maintenance, Outcome};
 pub use request::{AllocError, Class, Request};
@@ -114,6 +120,8 @@ pub struct FramePool<S: FrameSource, P: Platform> {
     watermarks: Watermarks,
     /// Passes without use after which a cache is idle.
     idle_passes: u32,
+    #[cfg(feature = "hardened")]
+    on_misuse: Option<fn(&Misuse)>,
     growth: Growth,
     closing: AtomicBool,
     counters: Counters,
@@ -136,6 +144,10 @@ struct Counters {
     refilled: counter::Shared,
     source_failures: counter::Shared,
     source_panics: counter::Shared,
+    #[cfg(feature = "hardened")]
+    misuses: counter::Shared,
+    #[cfg(feature = "hardened")]
+    quarantined: counter::Shared,
     trimmed: counter::Shared,
     decayed: counter::Shared,
     /// Clean frames drawn from the depot for those who ask for zeroed ones: their demand, with `cleared_inline`.
@@ -225,7 +237,10 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// The number of a frame of this pool. An address that cannot have one gets none, and is never found in the pool.
     #[inline(always)]
     pub(crate) fn number_of(&self, frame: PhysAddr) -> FrameNumber {
-        self.door.number(frame).unwrap_or(FrameNumber::MAX)
+        self.door.number(frame).unwrap_or_else(|| {
+            self.refuse_address(frame);
+            FrameNumber::MAX
+        })
     }
 
     /// A frame filled with zeros, laid down as its address, for a table; none if the pool's frames are not of a table's size.

@@ -8,6 +8,8 @@ pub mod arena;
 pub mod cells;
 pub mod claim;
 pub mod contents;
+#[cfg(any(feature = "hardened", loom))]
+pub mod custody;
 #[cfg(any(feature = "std", loom))]
 pub mod doorbell;
 pub mod holding;

@@ -140,8 +140,15 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let of_reserve = extents.reserve_cells() as u32;
         let reserve_cells = Cells::new(vacant(), cell_contents.share(), 0..of_reserve);
         let cells = Cells::new(vacant(), cell_contents, of_reserve..extents.cells() as u32);
-        let door =
-            Door::new(Registry::new(positions), base, frame_size, builder.address_limit, extents.capacity);
+        let door = Door::new(
+            Registry::new(positions),
+            base,
+            frame_size,
+            builder.address_limit,
+            extents.capacity,
+            #[cfg(feature = "hardened")]
+            crate::raw::custody::Custodies::new(arena.carve(extents.positions(), word).ok_or(too_small)?),
+        );
         let pool = Self {
             clean_cache: Cache::new(Slots::new(clean_slots, magazines.share())),
             cache: Cache::new(Slots::new(dirty_slots, magazines)),
@@ -157,6 +164,8 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             maintenance: Turn::new(Policy::default()),
             watermarks,
             idle_passes: builder.idle_passes,
+            #[cfg(feature = "hardened")]
+            on_misuse: builder.on_misuse,
             growth: builder.growth,
             closing: AtomicBool::new(false),
             counters: Counters::default(),

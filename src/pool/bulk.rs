@@ -112,7 +112,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         request: Request,
         frames: &mut [FrameNumber],
     ) -> Result<usize, AllocError> {
-        let got = self.cache_of(request.kind()).pop_many(&self.platform, frames);
+        let got = self.take_cached(request.kind(), frames);
         match frames.first_mut() {
             Some(first) if got == 0 => *first = self.take(request)?,
             _ => return Ok(got),
@@ -120,9 +120,39 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         Ok(1)
     }
 
+    /// Takes as many frames as this CPU's cache has at once into the front of `frames`; how many.
+    pub(super) fn take_cached(&self, kind: Kind, frames: &mut [FrameNumber]) -> usize {
+        let got = self.cache_of(kind).pop_many(&self.platform, frames);
+        self.keep_if(frames.get_mut(..got).unwrap_or_default(), |frame| self.check_out(frame))
+    }
+
+    /// Brings the frames to the front that are sound, with the feature `hardened`; how many. The others are nobody's any more.
+    #[inline(always)]
+    pub(super) fn keep_if(
+        &self,
+        frames: &mut [FrameNumber],
+        is_sound: impl Fn(FrameNumber) -> bool,
+    ) -> usize {
+        if !cfg!(feature = "hardened") {
+            return frames.len();
+        }
+        let mut sound = 0;
+        for place in 0..frames.len() {
+            if frames.get(place).is_some_and(|&frame| is_sound(frame)) {
+                frames.swap(sound, place);
+                sound += 1;
+            }
+        }
+        sound
+    }
+
     /// Gives back frames, as many at a time as this CPU's cache has room for.
     pub(super) fn give_many(&self, kind: Kind, frames: &[FrameNumber]) {
-        let put = self.cache_of(kind).push_many(&self.platform, frames, &self.wanted);
+        let put = if cfg!(feature = "hardened") {
+            0
+        } else {
+            self.cache_of(kind).push_many(&self.platform, frames, &self.wanted)
+        };
         for &frame in frames.iter().skip(put) {
             self.give(kind, frame);
         }

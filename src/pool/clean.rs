@@ -119,8 +119,11 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// Clears a frame that was just taken, for its new owner, who will want it in this CPU's cache.
     #[allow(unsafe_code, reason = "the contents of a frame that is nobody else's")]
     pub(super) fn clear_inline(&self, frame: FrameNumber) {
+        // If something was written to it, nobody gets it any more.
+        self.inspect(frame);
         // SAFETY: the frame was just taken and is not handed out yet; the source maps all of it.
         unsafe { clear(&SourceContents(&*self.source), self.address_of(frame), self.frame_size()) };
+        self.note_cleared(frame);
     }
 
     /// Clears dirty frames of the depot until its clean side is where it should be; how many, and whether there is more to do.
@@ -154,6 +157,13 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let most = (IN_HAND / self.frame_size()).clamp(1, CHUNK).min(wanted as usize);
         let length = self.take_uncounted(Kind::Dirty, chunk.get_mut(..most).unwrap_or_default());
         self.announce();
+        let taken = chunk.get_mut(..length).unwrap_or_default();
+        let length = self.keep_if(taken, |frame| self.inspect(frame));
+        if length < taken.len() {
+            // Somebody has written to the others, which nobody gets any more.
+            let ring = self.depot.level().removed(Kind::Dirty, (taken.len() - length) as u32);
+            self.ring(ring);
+        }
         let frames = chunk.get(..length).unwrap_or_default();
         let mut addresses = [PhysAddr::new(0); CHUNK];
         for (address, &frame) in addresses.iter_mut().zip(frames) {
@@ -162,6 +172,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let addresses = addresses.get(..length).unwrap_or_default();
         // SAFETY: the frames were just taken out of the depot and are nobody else's (INV-1); the source maps all of each.
         unsafe { clear_uncached(&SourceContents(&*self.source), addresses, self.frame_size()) };
+        frames.iter().for_each(|&frame| self.note_cleared(frame));
         self.counters.cleared_ahead.add(length as u64);
         // INV-9: counted and pushed after they were cleared.
         self.stock(Kind::Clean, frames, |frames| {

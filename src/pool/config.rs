@@ -97,6 +97,8 @@ pub struct Builder {
     pub(crate) reservations: Option<u32>,
     pub(crate) guarantees: u32,
     pub(crate) idle_passes: u32,
+    #[cfg(feature = "hardened")]
+    pub(crate) on_misuse: Option<fn(&super::Misuse)>,
     pub(crate) growth: Growth,
 }
 
@@ -125,6 +127,8 @@ impl Builder {
             reservations: None,
             guarantees: 0,
             idle_passes: IDLE_PASSES_DEFAULT,
+            #[cfg(feature = "hardened")]
+            on_misuse: None,
             growth: Growth::ByUse,
         }
     }
@@ -194,6 +198,31 @@ impl Builder {
     /// Up to where a pass fills the stock. Default: [`Growth::ByUse`].
     pub const fn growth(self, growth: Growth) -> Self {
         Self { growth, ..self }
+    }
+
+    /// Who is told of each misuse that is found, with the feature `hardened`. It is called in the context of whoever called the pool, which may be an
+    /// interrupt: it must not sleep, lock, allocate or panic. Default: nobody; [`Stats::misuses`](crate::Stats::misuses) counts.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use core::sync::atomic::{AtomicU64, Ordering};
+    /// # use framepool::{AnonymousMemory, Builder, Frame, Misuse, PhysAddr};
+    /// static LAST: AtomicU64 = AtomicU64::new(0);
+    /// let note = |misuse: &Misuse| {
+    ///     if let Misuse::Foreign { address } = misuse {
+    ///         LAST.store(address.as_u64(), Ordering::Relaxed);
+    ///     }
+    /// };
+    /// let pool = Builder::new(64).on_misuse(note).start(AnonymousMemory::new(64)?)?;
+    /// // SAFETY: none; this is the misuse.
+    /// drop(unsafe { Frame::from_raw(&pool, PhysAddr::new(0x5000)) });
+    /// assert_eq!((LAST.load(Ordering::Relaxed), pool.stats().misuses), (0x5000, 1));
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(feature = "hardened")]
+    pub const fn on_misuse(self, report: fn(&super::Misuse)) -> Self {
+        Self { on_misuse: Some(report), ..self }
     }
 
     /// How many frames the guarantees of all quotas may add up to: at most the capacity without the reserve. Each costs twelve bytes of
@@ -286,7 +315,7 @@ impl Extents {
 
     /// The memory for all structures, in the order in which `FramePool` carves them.
     pub(crate) fn layout(&self) -> Result<Layout, BuildError> {
-        Measure::new()
+        let measure = Measure::new()
             .array::<CachePadded<Slot>>(self.cpus)
             .array::<CachePadded<Slot>>(self.cpus)
             .array::<UnsafeCell<FrameNumber>>(self.entries())
@@ -294,9 +323,10 @@ impl Extents {
             .array::<AtomicU32>(self.magazines) // lengths
             .array::<AtomicU32>(self.cells()) // links
             .array::<AtomicU64>(self.cells()) // contents
-            .array::<AtomicU32>(self.positions())
-            .finish()
-            .ok_or(BuildError::CapacityTooLarge { capacity: self.capacity })
+            .array::<AtomicU32>(self.positions());
+        #[cfg(feature = "hardened")]
+        let measure = measure.array::<AtomicU32>(self.positions()); // custodies
+        measure.finish().ok_or(BuildError::CapacityTooLarge { capacity: self.capacity })
     }
 }
 

@@ -4,6 +4,8 @@
 //! to place (INV-1). The source is not believed: a frame that is misaligned, outside the window, beyond the address
 //! limit, or in the pool already is refused and counted.
 
+#[cfg(feature = "hardened")]
+use crate::raw::custody::{Custodies, Custody};
 use crate::{
     frame::{FrameSize, PhysAddr},
     raw::{magazine::FrameNumber, registry::Registry},
@@ -25,6 +27,8 @@ pub(crate) struct Door {
     /// Frames owned, and room promised to requests to the source that are under way.
     owned: AtomicU32,
     refused: counter::Shared,
+    #[cfg(feature = "hardened")]
+    custodies: Custodies,
 }
 
 impl Door {
@@ -34,10 +38,21 @@ impl Door {
         frame_size: FrameSize,
         limit: PhysAddr,
         capacity: u32,
+        #[cfg(feature = "hardened")] custodies: Custodies,
     ) -> Self {
         let (frame_size, limit) = (frame_size.bytes() as u32, limit.as_u64());
         let owned = AtomicU32::new(0);
-        Self { registry, base, frame_size, limit, capacity, owned, refused: counter::Shared::new() }
+        Self {
+            registry,
+            base,
+            frame_size,
+            limit,
+            capacity,
+            owned,
+            refused: counter::Shared::new(),
+            #[cfg(feature = "hardened")]
+            custodies,
+        }
     }
 
     /// The size of one frame in bytes.
@@ -95,6 +110,27 @@ impl Door {
         self.registry.remove(frame);
         self.return_room(1);
         self.address(frame)
+    }
+
+    /// Who has each frame.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn custodies(&self) -> &Custodies {
+        &self.custodies
+    }
+
+    /// Where the custody of a frame stands, if the pool owns it.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn place_of(&self, frame: FrameNumber) -> Option<usize> {
+        self.registry.place_of(frame)
+    }
+
+    /// The frames that are in this custody.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn frames_in_custody(&self, custody: Custody) -> impl Iterator<Item = PhysAddr> + '_ {
+        (0..Registry::positions(self.capacity)).filter_map(move |place| {
+            let number = self.registry.number_at(place).filter(|_| self.custodies.of(place) == custody);
+            number.map(|number| self.address(number))
+        })
     }
 
     /// The address of the frame `frame`.

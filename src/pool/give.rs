@@ -12,8 +12,17 @@ use crate::{
 };
 
 impl<S: FrameSource, P: Platform> FramePool<S, P> {
+    /// Takes a frame back from a caller.
     #[inline(always)]
     pub(crate) fn give(&self, kind: Kind, frame: FrameNumber) {
+        if let Some(kind) = self.check_in(kind, frame) {
+            self.put(kind, frame);
+        }
+    }
+
+    /// Puts a frame that is in the hands of an operation of the pool where it belongs.
+    #[inline(always)]
+    pub(super) fn put(&self, kind: Kind, frame: FrameNumber) {
         if let Err(miss) = self.cache_of(kind).push(&self.platform, frame, &self.wanted) {
             self.counters.freed_below.add(1);
             self.give_below(kind, frame, miss);
@@ -56,7 +65,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
 
     /// Gives back a magazine as a whole; while frames are wanted elsewhere, its frames one by one.
     pub(super) fn give_magazine(&self, kind: Kind, mut magazine: Magazine) {
-        while self.wanted.is_any()
+        while (cfg!(feature = "hardened") || self.wanted.is_any())
             && let Some(frame) = self.cache.magazines().pop(&mut magazine)
         {
             self.give(kind, frame);
@@ -110,16 +119,24 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     #[allow(unsafe_code, reason = "chains run through the frames themselves")]
     pub(super) fn next_of(&self, chain: &mut Chain) -> Option<FrameNumber> {
         // SAFETY: the frames of the chain are the pool's, and the source maps every frame of the pool.
-        unsafe { chain.pop(&SourceContents(&*self.source), |number| self.door.address(number)) }
+        let frame = unsafe { chain.pop(&SourceContents(&*self.source), |number| self.door.address(number)) };
+        if let Some(frame) = frame {
+            self.mend_link(frame);
+        }
+        frame
     }
 
-    /// Takes the next frame off a chain for a request, cleared if it asks for that.
+    /// Takes the next frame off a chain for a caller, cleared if its request asks for that.
     pub(super) fn next_for(&self, request: Request, chain: &mut Chain) -> Option<FrameNumber> {
-        let frame = self.next_of(chain)?;
-        if request.is_zeroed() {
-            self.count_zeroed(Kind::Dirty, 1);
-            self.clear_inline(frame);
+        loop {
+            let frame = self.next_of(chain)?;
+            if request.is_zeroed() {
+                self.count_zeroed(Kind::Dirty, 1);
+                self.clear_inline(frame);
+            }
+            if self.check_out(frame) {
+                return Some(frame);
+            }
         }
-        Some(frame)
     }
 }

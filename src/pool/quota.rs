@@ -153,7 +153,10 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let account = CachePadded::new(Account::new(guarantee, limit));
         let quota = Quota { pool: self, account, cells: CachePadded::new(self.cells.owner()) };
         while let Some(frame) = reserved.draw() {
-            quota.put_into_cell(Kind::Dirty, frame.into_number());
+            let frame = frame.into_number();
+            if let Some(kind) = self.check_in(Kind::Dirty, frame) {
+                quota.put_into_cell(kind, frame);
+            }
         }
         Ok(quota)
     }
@@ -219,19 +222,22 @@ impl<'p, S: FrameSource, P: Platform> Quota<'p, S, P> {
                 self.pool.clear_inline(frame);
             }
         }
-        Some(frame)
+        // In the place of one that nobody gets any more there is another, if the pool has one.
+        if self.pool.check_out(frame) { Some(frame) } else { self.pool.take(request).ok() }
     }
 
     fn put_into_cell(&self, kind: Kind, frame: FrameNumber) {
         if let Err(frame) = self.pool.cells.put(&self.cells, kind, frame) {
             // `raw/account.rs` argues that there is a cell.
-            self.pool.give(kind, frame);
+            self.pool.put(kind, frame);
         }
     }
 
     fn give(&self, kind: Kind, frame: FrameNumber) {
+        // What does not come in stays charged to whoever misused it.
+        let Some(kind) = self.pool.check_in(kind, frame) else { return };
         if self.account.discharge() {
-            return self.pool.give(kind, frame);
+            return self.pool.put(kind, frame);
         }
         self.put_into_cell(kind, frame);
         self.account.keep();
@@ -280,7 +286,7 @@ impl<'p, S: FrameSource, P: Platform> Quota<'p, S, P> {
 impl<S: FrameSource, P: Platform> Drop for Quota<'_, S, P> {
     fn drop(&mut self) {
         while let Some((frame, kind)) = self.pool.cells.take(&self.cells) {
-            self.pool.give(kind, frame);
+            self.pool.put(kind, frame);
         }
         self.pool.guarantees.release(self.guarantee());
     }

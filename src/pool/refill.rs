@@ -268,7 +268,8 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             let Some(frame) = self.door.admit(*address) else { continue };
             room.frames -= 1;
             taken_in += 1;
-            let Err((known, frame)) = self.keep_in_reserve(kind, frame) else { continue };
+            let known = self.check_supply(frame);
+            let Err((known, frame)) = self.keep_in_reserve(known, frame) else { continue };
             let Err(frame) = self.promise(frame) else { continue };
             if known != kind {
                 self.put_one(known, frame);

@@ -168,7 +168,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             if length == 0 { Err(AllocError::Exhausted) } else { Ok(length) }
         });
         while let Some(frame) = self.next_of(&mut chain) {
-            self.give(Kind::Dirty, frame);
+            self.put(Kind::Dirty, frame);
         }
         outcome.map_err(|reason| ReserveError::new(frames - reservation.left(), reason))?;
         Ok(reservation)
@@ -182,11 +182,11 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
         if frames <= LOOSE as u32 {
             // What this CPU has at hand does for a small one; the depot is shared.
-            holding.fill_loose(frames, |places| {
-                Ok(self.cache_of(request.kind()).pop_many(&self.platform, places))
-            })?;
+            holding.fill_loose(frames, |places| Ok(self.take_cached(request.kind(), places)))?;
         }
-        while frames - holding.left() >= size
+        // Hardened, each frame is looked at when it is taken, none as part of a magazine.
+        while !cfg!(feature = "hardened")
+            && frames - holding.left() >= size
             && let Some(full) = self.take_full(request)
         {
             holding.add_magazine(magazines, full);

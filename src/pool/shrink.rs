@@ -206,10 +206,13 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     #[allow(unsafe_code, reason = "this is where frames leave the pool")]
     pub(super) fn send_back(&self, frames: &[FrameNumber]) {
         let mut addresses = [PhysAddr::new(0); CHUNK];
-        for (address, &frame) in addresses.iter_mut().zip(frames) {
+        let sound = frames.iter().filter(|&&frame| self.check_dismissal(frame));
+        let mut length = 0;
+        for (address, &frame) in addresses.iter_mut().zip(sound) {
             *address = self.door.dismiss(frame);
+            length += 1;
         }
-        let addresses = addresses.get(..frames.len()).unwrap_or_default();
+        let addresses = addresses.get(..length).unwrap_or_default();
         // SAFETY: the frames came from this source, were in the pool and hence with nobody else (INV-1), and the door has
         // just forgotten them.
         unsafe { self.source.reclaim(addresses) }

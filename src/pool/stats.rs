@@ -72,6 +72,11 @@ pub struct Stats {
     /// Frames that the source handed out and the pool did not take in: misaligned, out of its window, beyond the address
     /// limit, or twice.
     pub refused: u64,
+    /// Misuses that were found, with the feature `hardened`; see [`Builder::on_misuse`](crate::Builder::on_misuse).
+    pub misuses: u64,
+    /// Frames that the pool owns and hands out to nobody any more, because somebody may still use them; with the feature
+    /// `hardened`. They count as out when the pool is closed.
+    pub quarantined: u64,
     /// Frames that the worker gave back to the source.
     pub trimmed: u64,
     /// Frames that the worker moved from the caches of idle CPUs to the depot.
@@ -86,7 +91,7 @@ pub struct Stats {
 
 impl Stats {
     /// Every figure with its name, in the order of the fields: for reports.
-    pub const fn figures(&self) -> [(&'static str, u64); 34] {
+    pub const fn figures(&self) -> [(&'static str, u64); 36] {
         [
             ("capacity", self.capacity),
             ("owned", self.owned),
@@ -117,6 +122,8 @@ impl Stats {
             ("source_failures", self.source_failures),
             ("source_panics", self.source_panics),
             ("refused", self.refused),
+            ("misuses", self.misuses),
+            ("quarantined", self.quarantined),
             ("trimmed", self.trimmed),
             ("decayed", self.decayed),
             ("rings", self.rings),
@@ -150,7 +157,11 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let cached = dirty.frames + clean.frames;
         let owned = u64::from(self.door.owned());
         let promised = self.waiters.frames();
-        let in_use = owned.saturating_sub(cached + stock + overflow + promised);
+        #[cfg(feature = "hardened")]
+        let quarantined = counters.quarantined.get();
+        #[cfg(not(feature = "hardened"))]
+        let quarantined = 0;
+        let in_use = owned.saturating_sub(cached + stock + overflow + promised + quarantined);
         counters.in_use_peak.raise_to(in_use);
         Stats {
             capacity: u64::from(self.door.capacity()),
@@ -182,6 +193,11 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             source_failures: counters.source_failures.get(),
             source_panics: counters.source_panics.get(),
             refused: self.door.refused(),
+            #[cfg(feature = "hardened")]
+            misuses: counters.misuses.get(),
+            #[cfg(not(feature = "hardened"))]
+            misuses: 0,
+            quarantined,
             trimmed: counters.trimmed.get(),
             decayed: counters.decayed.get(),
             rings: counters.rings.get(),

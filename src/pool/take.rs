@@ -21,8 +21,20 @@ use crate::{
 };
 
 impl<S: FrameSource, P: Platform> FramePool<S, P> {
+    /// Takes a frame for a caller.
     #[inline(always)]
     pub(crate) fn take(&self, request: Request) -> Result<FrameNumber, AllocError> {
+        loop {
+            let frame = self.take_any(request)?;
+            if self.check_out(frame) {
+                return Ok(frame);
+            }
+        }
+    }
+
+    /// Takes a frame, which is in the hands of the pool still.
+    #[inline(always)]
+    fn take_any(&self, request: Request) -> Result<FrameNumber, AllocError> {
         match self.cache_of(request.kind()).pop(&self.platform) {
             Ok(frame) => Ok(frame),
             Err(miss) => {
@@ -111,7 +123,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             && let Some(frame) = self.take_from_host()
         {
             self.fallback.taken.add(1);
-            return Ok((frame, self.kind_of_supply()));
+            return Ok((frame, self.check_supply(frame)));
         }
         self.counters.exhausted.add(1);
         Err(self.reason(request))

@@ -270,7 +270,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         self.wanted.limit_waited_for(u32::try_from(line.lacking).unwrap_or(u32::MAX));
         self.move_frames(&mut surplus, |frame| {
             self.waiters.departed.add(1);
-            self.give(Kind::Dirty, frame);
+            self.put(Kind::Dirty, frame);
         });
     }
 

@@ -36,6 +36,38 @@ pub unsafe fn clear(contents: &impl Contents, frame: PhysAddr, bytes: usize) {
     unsafe { contents.pointer(frame).as_ptr().write_bytes(0, bytes) }
 }
 
+/// Fills a frame of `bytes` bytes with one word.
+///
+/// # Safety
+/// As for [`clear`].
+#[cfg(feature = "hardened")]
+pub unsafe fn fill(contents: &impl Contents, frame: PhysAddr, bytes: usize, word: u64) {
+    let start = contents.pointer(frame).cast::<u64>();
+    for index in 0..bytes / size_of::<u64>() {
+        // SAFETY: the whole frame is mapped, aligned and ours.
+        unsafe { start.add(index).write(word) }
+    }
+}
+
+/// The first word of a frame of `bytes` bytes that is not `word`: its offset in bytes, and what it is.
+///
+/// # Safety
+/// As for [`clear`].
+#[cfg(feature = "hardened")]
+pub unsafe fn first_difference(
+    contents: &impl Contents,
+    frame: PhysAddr,
+    bytes: usize,
+    word: u64,
+) -> Option<(usize, u64)> {
+    let start = contents.pointer(frame).cast::<u64>();
+    (0..bytes / size_of::<u64>()).find_map(|index| {
+        // SAFETY: the whole frame is mapped, aligned and ours. Volatile: whoever misuses the frame may write to it at this moment.
+        let found = unsafe { start.add(index).read_volatile() };
+        (found != word).then_some((index * size_of::<u64>(), found))
+    })
+}
+
 /// Fills frames of `bytes` bytes each with zeros, for owners to come, on whatever CPU: where there are stores that bypass the
 /// caches, this CPU's stay as they are.
 ///

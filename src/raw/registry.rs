@@ -88,6 +88,24 @@ impl Registry {
         Ok(())
     }
 
+    /// Where the number of a frame stands that is in the set. Bounded by the reach.
+    #[cfg(feature = "hardened")]
+    pub fn place_of(&self, frame: FrameNumber) -> Option<usize> {
+        let reach = self.reach(frame);
+        // Ordering: Relaxed; the number of a frame that is in the set stays where it is.
+        let within = reach.iter().position(|position| position.load(Ordering::Relaxed) == frame)?;
+        let start = reach.as_ptr().addr().wrapping_sub(self.positions.as_ptr().addr());
+        Some(start / size_of::<AtomicU32>() + within)
+    }
+
+    /// The number at `place`, if there is one.
+    #[cfg(feature = "hardened")]
+    pub fn number_at(&self, place: usize) -> Option<FrameNumber> {
+        // Ordering: Relaxed; a figure.
+        let number = self.positions.get(place)?.load(Ordering::Relaxed);
+        (number != VACANT).then_some(number)
+    }
+
     /// Lets a frame go; the caller owns it. Bounded by the reach.
     pub fn remove(&self, frame: FrameNumber) {
         for position in self.reach(frame) {

@@ -117,7 +117,7 @@ pub fn soil(frame: &Frame<'_, Scripted, TestHost>) {
     unsafe { frame.as_ptr().write_bytes(0xAA, 4096) };
 }
 
-pub fn is_zero(frame: &Frame<'_, Scripted, TestHost>) -> bool {
+pub fn is_zero<S: FrameSource>(frame: &Frame<'_, S, TestHost>) -> bool {
     // SAFETY: the frame is ours, and initialised: its memory came zeroed from the system.
     unsafe { frame.as_ptr().cast::<[u64; 512]>().read() }.iter().all(|&word| word == 0)
 }
