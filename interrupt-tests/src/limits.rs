@@ -3,7 +3,8 @@
 //! What is measured with one compiler, and a quarter more for others. Where an operation goes through several tiers in vain, the
 //! longest way counts: for an allocation that of the host's frame through the door, which looks twice at each of the 64 positions
 //! where the frame could be known already; for a bulk call and a reservation as many of them as frames; for `maintain` a refill of
-//! the whole stock; for `unmap` of a table the 512 entries of the one above, and for a split those of the new one.
+//! the whole stock; for `unmap` of a table the 512 entries of the one above, for a split those of the new one, and for `reclaim` the
+//! entries of all tables, twice.
 
 /// The limit of an operation, in instructions.
 pub(crate) fn of(operation: &str) -> Option<usize> {
@@ -42,4 +43,9 @@ const LIMITS: &[(&str, usize)] = &[
     ("complete", 790),
     ("maintain a domain", 100),
     ("translate", 490),
+    ("protect a page", 1800),
+    ("protect part of a large leaf", 5400),
+    ("preallocate, release", 8300),
+    ("reclaim", 70900),
+    ("translate another's page", 470),
 ];

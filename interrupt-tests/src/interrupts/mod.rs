@@ -6,7 +6,7 @@
 //! its end on the same stack, as an interrupt does, and go on.
 //!
 //! # To add an operation
-//! One entry in `operations.rs` (or `tables.rs` for the page-table builder): a function that makes the call, what it needs, and
+//! One entry in `operations.rs` (or `tables.rs` and `changes.rs` for the page-table builder): a function that makes the call, what it needs, and
 //! where it may run. It is then interrupted everywhere by every other, and interrupts every other. A state that it needs
 //! and that no row of `situations.rs` has is one more row there.
 //!
@@ -15,6 +15,8 @@
 #![allow(unsafe_code, reason = "frames are laid down as addresses and taken up again")]
 
 pub mod audit;
+#[cfg(feature = "vtd")]
+pub mod changes;
 pub mod crowd;
 pub mod host;
 pub mod landing;

@@ -71,7 +71,7 @@ impl Operation {
         }
     }
 
-    const fn critical(self) -> Self {
+    pub const fn critical(self) -> Self {
         Self { critical: true, ..self }
     }
 
@@ -95,9 +95,9 @@ impl Operation {
 /// Every operation.
 pub fn all() -> impl Iterator<Item = &'static Operation> {
     #[cfg(feature = "vtd")]
-    let tables = super::tables::TABLES;
+    let tables = super::tables::TABLES.iter().chain(super::changes::CHANGES);
     #[cfg(not(feature = "vtd"))]
-    let tables: &[Operation] = &[];
+    let tables = [].iter();
     POOL.iter().chain(tables)
 }
 
@@ -331,7 +331,7 @@ extern "C" fn free_two(world: &World<'_>, hand: &Hand) {
 }
 
 /// Every frame that can be had is taken, used, and given back: nothing stays where it was.
-extern "C" fn churn(world: &World<'_>, hand: &Hand) {
+pub extern "C" fn churn(world: &World<'_>, hand: &Hand) {
     let mut taken = [PhysAddr::new(0); super::host::FRAMES];
     let request = Request::CRITICAL.without_fallback();
     let mut count = 0;

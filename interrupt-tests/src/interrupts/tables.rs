@@ -12,10 +12,12 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
 };
 
-const PAGE: u64 = 4096;
+pub const PAGE: u64 = 4096;
 const LARGE: u64 = 2 << 20;
 /// The ranges of all contexts lie in the first entries of each table above the last level.
 const ENTRIES: usize = 64;
+/// What they cover.
+pub const COVERED: u64 = ENTRIES as u64 * LARGE;
 
 /// What a context may have mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +34,10 @@ pub enum Range {
     Split,
 }
 
-const RANGES: [Range; 5] = [Range::Page, Range::Span, Range::Table, Range::Large, Range::Split];
+pub const RANGES: [Range; 5] = [Range::Page, Range::Span, Range::Table, Range::Large, Range::Split];
 
 impl Range {
-    fn iova(self, level: usize) -> u64 {
+    pub fn iova(self, level: usize) -> u64 {
         let level = level as u64;
         match self {
             Self::Page => level * PAGE,
@@ -46,7 +48,7 @@ impl Range {
         }
     }
 
-    fn length(self) -> u64 {
+    pub fn length(self) -> u64 {
         match self {
             Self::Page => PAGE,
             Self::Span => 2 * PAGE,
@@ -56,14 +58,14 @@ impl Range {
     }
 
     /// Where an address is mapped to: so that a table is filled with small leaves, it is no multiple of a large one there.
-    fn target(self, iova: u64) -> u64 {
+    pub fn target(self, iova: u64) -> u64 {
         if self == Self::Table { (1 << 33) + PAGE + iova } else { (1 << 33) + iova }
     }
 }
 
 /// A domain, what is mapped in it, and what waits for its invalidation.
 pub struct Space<'w> {
-    domain: &'w Domain<'w>,
+    pub domain: &'w Domain<'w>,
     mapped: [[AtomicBool; RANGES.len()]; LEVELS],
     waiting: [Kept<Invalidation<'w, &'w Pool<'w>>>; LEVELS],
 }
@@ -87,7 +89,7 @@ impl<'w> Space<'w> {
         self.mapped[level][range as usize].load(SeqCst)
     }
 
-    fn set_mapped(&self, level: usize, range: Range, mapped: bool) {
+    pub fn set_mapped(&self, level: usize, range: Range, mapped: bool) {
         self.mapped[level][range as usize].store(mapped, SeqCst);
     }
 
@@ -140,9 +142,10 @@ pub static TABLES: &[Operation] = &[
         .of(Of::Tables),
 ];
 
-const DONE: u32 = 1;
-const NO_FRAMES: u32 = 2;
-const WRONG: u32 = 3;
+// What a call came to, as [`Hand::outcome`] has it.
+pub const DONE: u32 = 1;
+pub const NO_FRAMES: u32 = 2;
+pub const WRONG: u32 = 3;
 
 fn can_map<const RANGE: usize>(world: &World<'_>, hand: &Hand) -> bool {
     let free = |space: &Space<'_>| {
@@ -152,7 +155,7 @@ fn can_map<const RANGE: usize>(world: &World<'_>, hand: &Hand) -> bool {
     world.space.as_ref().is_some_and(free)
 }
 
-fn can_unmap<const RANGE: usize>(world: &World<'_>, hand: &Hand) -> bool {
+pub fn can_unmap<const RANGE: usize>(world: &World<'_>, hand: &Hand) -> bool {
     let ready = |space: &Space<'_>| {
         space.is_mapped(hand.level, RANGES[RANGE]) && space.table_frames_waiting(hand.level) == 0
     };
@@ -181,7 +184,7 @@ fn note_map<const RANGE: usize>(world: &World<'_>, hand: &Hand) {
     note(world, hand, |space| space.set_mapped(hand.level, RANGES[RANGE], true));
 }
 
-fn note(world: &World<'_>, hand: &Hand, done: impl FnOnce(&Space<'_>)) {
+pub fn note(world: &World<'_>, hand: &Hand, done: impl FnOnce(&Space<'_>)) {
     match (hand.outcome.load(SeqCst), &world.space) {
         (DONE, Some(space)) => done(space),
         (NO_FRAMES, _) => {}
@@ -190,7 +193,7 @@ fn note(world: &World<'_>, hand: &Hand, done: impl FnOnce(&Space<'_>)) {
 }
 
 #[inline(always)]
-fn unmap_part(world: &World<'_>, hand: &Hand, range: Range, length: u64) {
+pub fn unmap_part(world: &World<'_>, hand: &Hand, range: Range, length: u64) {
     let Some(space) = &world.space else { return };
     let outcome = match space.domain.unmap(Iova::new(range.iova(hand.level)), length) {
         Ok(invalidation) => {
@@ -222,7 +225,7 @@ fn note_split(world: &World<'_>, hand: &Hand) {
     });
 }
 
-extern "C" fn complete(world: &World<'_>, hand: &Hand) {
+pub extern "C" fn complete(world: &World<'_>, hand: &Hand) {
     let waiting = world.space.as_ref().and_then(|space| space.waiting[hand.level].take());
     if let Some(invalidation) = waiting {
         // SAFETY: no hardware walks these tables.
