@@ -21,7 +21,8 @@ impl<T> CloseError<T> {
         CloseError { pool: wrap(self.pool), frames_out: self.frames_out }
     }
 
-    /// How many frames are still out; 0 if an operation or the worker was in progress and closing gave up waiting.
+    /// How many frames are still out, those that the feature `hardened` has quarantined included; with that feature
+    /// `FramePool::frames_out` tells the addresses of the others. 0 if an operation or the worker was in progress and closing gave up waiting.
     pub fn frames_out(&self) -> u32 {
         self.frames_out
     }

@@ -72,7 +72,7 @@ pub struct Stats {
     /// Frames that the source handed out and the pool did not take in: misaligned, out of its window, beyond the address
     /// limit, or twice.
     pub refused: u64,
-    /// Misuses that were found, with the feature `hardened`; see [`Builder::on_misuse`](crate::Builder::on_misuse).
+    /// Misuses that were found, with the feature `hardened`; see `Builder::on_misuse`.
     pub misuses: u64,
     /// Frames that the pool owns and hands out to nobody any more, because somebody may still use them; with the feature
     /// `hardened`. They count as out when the pool is closed.
