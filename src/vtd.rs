@@ -79,6 +79,7 @@ mod width;
 #[allow(unsafe_code, reason = "copies parts of buffers that their owners share")]
 mod window;
 
+pub use accessed::AccessedDirtyError;
 pub use caching_mode::{CachingMode, MapOutcome};
 pub use capabilities::{Capabilities, TranslationMode};
 pub use close::ClosedDomain;
@@ -91,9 +92,7 @@ pub use dmar::{Dmar, DmarError};
 pub use domain::{Domain, DomainConfig, FirstStageDomain, SecondStageDomain};
 pub use domain_id::{DomainId, DomainIdNotTaken, DomainIds};
 pub use domain_stats::DomainStats;
-pub use error::{
-    AccessedDirtyError, DomainError, MapError, ProtectError, RangeError, TooFewFrames, UnmapError,
-};
+pub use error::{DomainError, MapError, ProtectError, RangeError, TooFewFrames, UnmapError};
 pub use first_stage::FirstStage;
 #[cfg(target_arch = "x86_64")]
 pub use flush::CacheLineFlush;

@@ -6,12 +6,50 @@
 //! a clear leaves an invalidation to be done; what the device writes before that is complete is not noted, but is in memory by then.
 
 use super::{
-    AccessedDirtyError, Domain, Entry, Format, Invalidation, Iova, TableFrames,
+    Domain, Entry, Format, Invalidation, Iova, RangeError, TableFrames,
     table::Run,
     walk::{Place, Step, Visitor},
     width::{PAGE, Span, size},
 };
-use core::{convert::Infallible, marker::PhantomData};
+use core::{convert::Infallible, error::Error, fmt, marker::PhantomData};
+
+/// Why accessed or dirty bits could not be read. None was cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AccessedDirtyError {
+    /// The range itself is wrong.
+    Range(RangeError),
+    /// Hardware sets no such bits in the tables of this domain.
+    NotNoted,
+    /// The bitmap has fewer bits than the range has pages.
+    BitmapTooShort {
+        /// How many words of 64 bits it takes.
+        words: u64,
+    },
+}
+
+impl From<RangeError> for AccessedDirtyError {
+    fn from(error: RangeError) -> Self {
+        Self::Range(error)
+    }
+}
+
+impl fmt::Display for AccessedDirtyError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Range(error) => error.fmt(formatter),
+            Self::NotNoted => write!(
+                formatter,
+                "hardware notes no accesses in these tables: use the first stage of a unit that snoops, or DomainConfig::accessed_dirty"
+            ),
+            Self::BitmapTooShort { words } => {
+                write!(formatter, "the bitmap is too short: give {words} words, a bit for each page")
+            }
+        }
+    }
+}
+
+impl Error for AccessedDirtyError {}
 
 /// The bits of a word of a bitmap.
 const WORD: u64 = u64::BITS as u64;

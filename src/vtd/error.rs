@@ -170,21 +170,6 @@ pub enum ProtectError {
     },
 }
 
-/// Why accessed or dirty bits could not be read. None was cleared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum AccessedDirtyError {
-    /// The range itself is wrong.
-    Range(RangeError),
-    /// Hardware sets no such bits in the tables of this domain.
-    NotNoted,
-    /// The bitmap has fewer bits than the range has pages.
-    BitmapTooShort {
-        /// How many words of 64 bits it takes.
-        words: u64,
-    },
-}
-
 /// Rights that no leaf can give.
 pub(crate) enum PermissionsError {
     None,
@@ -271,12 +256,6 @@ impl From<RangeError> for MapError {
 }
 
 impl From<RangeError> for ProtectError {
-    fn from(error: RangeError) -> Self {
-        Self::Range(error)
-    }
-}
-
-impl From<RangeError> for AccessedDirtyError {
     fn from(error: RangeError) -> Self {
         Self::Range(error)
     }
@@ -426,21 +405,6 @@ impl fmt::Display for ProtectError {
     }
 }
 
-impl fmt::Display for AccessedDirtyError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Range(error) => error.fmt(formatter),
-            Self::NotNoted => write!(
-                formatter,
-                "hardware notes no accesses in these tables: use the first stage of a unit that snoops, or DomainConfig::accessed_dirty"
-            ),
-            Self::BitmapTooShort { words } => {
-                write!(formatter, "the bitmap is too short: give {words} words, a bit for each page")
-            }
-        }
-    }
-}
-
 impl fmt::Display for TooFewFrames {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         out_of_frames(formatter, self.missing)
@@ -453,4 +417,3 @@ impl Error for DomainError {}
 impl Error for MapError {}
 impl Error for UnmapError {}
 impl Error for ProtectError {}
-impl Error for AccessedDirtyError {}

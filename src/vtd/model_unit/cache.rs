@@ -13,7 +13,10 @@ use crate::{
     PhysAddr,
     vtd::{Descriptor, DomainId, IotlbSelection, Iova, PageBlock, Pages, Permissions, Stage},
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, vec::Vec};
+
+/// The levels of entries.
+const LEVELS: core::ops::RangeInclusive<u32> = 1..=5;
 
 /// What is remembered for one entry, by the domain, the level of the entry and the first address that it covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,10 +38,6 @@ impl Key {
 
     fn lies_in(&self, block: PageBlock) -> bool {
         block.contains(Iova::new(self.start)) && block.contains(Iova::new(self.last()))
-    }
-
-    fn meets(&self, block: PageBlock) -> bool {
-        self.start <= block.last().as_u64() && block.start().as_u64() <= self.last()
     }
 }
 
@@ -65,14 +64,14 @@ impl Cache {
                 self.forget_all(|key| key.domain == domain);
             }
             Descriptor::Iotlb { selection: IotlbSelection::Pages(domain, pages), .. } => {
-                self.forget_pages(pages, |key| key.domain == domain && !key.is_first_stage);
+                self.forget_pages(pages, domain, false);
             }
             // Requests without a PASID have PASID 0 here.
             Descriptor::PasidIotlb { domain, pasid, pages } if pasid.get() == 0 => {
                 let is_meant = |key: &Key| key.domain == domain && key.is_first_stage;
                 match pages {
                     None => self.forget_all(is_meant),
-                    Some(pages) => self.forget_pages(pages, is_meant),
+                    Some(pages) => self.forget_pages(pages, domain, true),
                 }
             }
             // Neither context entries nor device TLBs are modelled, and a wait forgets nothing.
@@ -85,10 +84,22 @@ impl Cache {
         self.structures.retain(|key, _| !is_meant(key));
     }
 
-    fn forget_pages(&mut self, pages: Pages, is_meant: impl Fn(&Key) -> bool) {
-        self.translations.retain(|key, _| !(is_meant(key) && key.lies_in(pages.block)));
-        if !pages.leaf_only {
-            self.structures.retain(|key, _| !(is_meant(key) && key.meets(pages.block)));
+    fn forget_pages(&mut self, pages: Pages, domain: DomainId, is_first_stage: bool) {
+        let block = pages.block;
+        for level in LEVELS {
+            // The entries that meet the block, first to last.
+            let key = |start| Key { domain, is_first_stage, level, start };
+            let meeting = key(first_of(block.start().as_u64(), level))..=key(block.last().as_u64());
+            let whole: Vec<_> = self.translations.range(meeting.clone()).map(|(key, _)| *key).collect();
+            for key in whole.iter().filter(|key| key.lies_in(block)) {
+                self.translations.remove(key);
+            }
+            if !pages.leaf_only {
+                let met: Vec<_> = self.structures.range(meeting).map(|(key, _)| *key).collect();
+                for key in &met {
+                    self.structures.remove(key);
+                }
+            }
         }
     }
 }
