@@ -33,7 +33,7 @@ const LIMITS: &[(&str, usize)] = &[
     ("vacate", 870),
     ("map a page", 2600),
     ("map over two tables", 2900),
-    ("map a table", 6500),
+    ("map a table", 10400),
     ("map a large leaf", 2100),
     ("unmap a page", 1600),
     ("unmap over two tables", 2000),

@@ -62,7 +62,7 @@ impl Operation {
 const LIMITS: [(Operation, &str, [u64; CONTEXTS]); 22] = [
     (Operation::Alloc, "alloc", [1900, 1900, 1900, 1900]),
     (Operation::AllocZeroed, "alloc_zeroed", [1200, 2700, 1100, 0]),
-    (Operation::Free, "free", [290, 310, 310, 300]),
+    (Operation::Free, "free", [350, 420, 420, 360]),
     (Operation::FreeZeroed, "free_zeroed", [60, 60, 220, 0]),
     (Operation::AllocBulk, "alloc_bulk", [2200, 10400, 6200, 0]),
     (Operation::FreeBulk, "free_bulk", [670, 1300, 1300, 0]),
@@ -76,7 +76,7 @@ const LIMITS: [(Operation, &str, [u64; CONTEXTS]); 22] = [
     (Operation::ShrinkTo, "shrink_to", [2300, 6600, 0, 0]),
     (Operation::Map, "map", [4900, 10500, 9000, 0]),
     (Operation::Unmap, "unmap", [5900, 7600, 6700, 0]),
-    (Operation::Complete, "complete", [450, 700, 700, 0]),
+    (Operation::Complete, "complete", [600, 920, 920, 0]),
     (Operation::Translate, "translate", [400, 400, 0, 0]),
     (Operation::Share, "share", [8700, 16100, 0, 0]),
     (Operation::Withdraw, "withdraw", [2400, 2600, 0, 0]),
