@@ -30,10 +30,15 @@ impl Hand {
 
     /// Keeps a frame.
     pub fn keep(&self, frame: PoolFrame) {
-        ledger::received(frame.phys_addr(), self.owner);
+        self.lay_down(frame.into_raw());
+    }
+
+    /// Keeps the frame `frame`, whose handle was given up.
+    pub fn lay_down(&self, frame: PhysAddr) {
+        ledger::received(frame, self.owner);
         let count = self.count();
         match self.frames.get(count) {
-            Some(place) => place.store(frame.into_raw().as_u64(), Relaxed),
+            Some(place) => place.store(frame.as_u64(), Relaxed),
             None => return ledger::violation(&"a hand is full"),
         }
         self.count.store(count + 1, Relaxed);
@@ -41,12 +46,17 @@ impl Hand {
 
     /// Lets go of the frame that came last, which then goes wherever the caller sends it.
     pub fn release(&self, pool: &'static Pool) -> Option<PoolFrame> {
+        // SAFETY: `keep` laid the frame down, and nobody else knows it.
+        self.pick_up().map(|frame| unsafe { Frame::from_raw(pool, frame) })
+    }
+
+    /// Lets go of the frame that came last, whose handle the caller takes up again.
+    pub fn pick_up(&self) -> Option<PhysAddr> {
         let count = self.count().checked_sub(1)?;
         self.count.store(count, Relaxed);
         let frame = PhysAddr::new(self.frames[count].load(Relaxed));
         ledger::given_up(frame, self.owner);
-        // SAFETY: `keep` laid the frame down, and nobody else knows it.
-        Some(unsafe { Frame::from_raw(pool, frame) })
+        Some(frame)
     }
 
     /// Takes up to `count` frames one by one; how many there were.

@@ -108,14 +108,14 @@ pub(crate) fn all() -> Vec<Scenario> {
             "an interrupt at every instruction of every operation of the pool",
             "sweep pool",
             COUNTED,
-            300,
+            600,
         ),
         Scenario::new(
             "sweep-builder",
             "an interrupt at every instruction of every operation of the page-table builder",
             "sweep builder",
             COUNTED,
-            300,
+            600,
         ),
         Scenario::new(
             "storm-4",

@@ -2,6 +2,7 @@
 
 use super::{
     bounds::{Operation, measured},
+    quota::{self, quota},
     rig::{Domain, HANDLER, UNMASKABLE, domain, maintain, pool, reservation},
 };
 use crate::{
@@ -60,6 +61,8 @@ fn take() {
     for _ in 0..3 {
         alloc(&HANDLER, Request::ORDINARY);
     }
+    charge(&quota::HANDLER);
+    charge(&quota::HANDLER);
 }
 
 /// More goes in than comes out.
@@ -67,6 +70,7 @@ fn give() {
     for _ in 0..3 {
         free(&HANDLER);
     }
+    discharge(&quota::HANDLER);
 }
 
 /// Draws from the reservation of whoever was interrupted, if it has one.
@@ -78,9 +82,26 @@ fn draw(hand: &Hand) {
     }
 }
 
+/// Takes from the quota of whoever was interrupted, if it has one.
+fn charge(hand: &Hand) {
+    if let Some(quota) = quota()
+        && let Ok(frame) = measured(Operation::QuotaAlloc, || quota.alloc())
+    {
+        quota::keep(hand, frame);
+    }
+}
+
+fn discharge(hand: &Hand) {
+    if let Some(frame) = quota::release(hand) {
+        measured(Operation::QuotaFree, || drop(frame));
+    }
+}
+
 /// As much in as out, singly and in bulk: the same frames and magazines come back to the same places, in another order.
 fn turn_over() {
     draw(&HANDLER);
+    charge(&quota::HANDLER);
+    discharge(&quota::HANDLER);
     alloc(&HANDLER, Request::ORDINARY);
     alloc(&HANDLER, Request::ORDINARY);
     free(&HANDLER);
@@ -179,6 +200,8 @@ fn nmi_give() {
 
 fn nmi_turn_over() {
     draw(&UNMASKABLE);
+    charge(&quota::UNMASKABLE);
+    discharge(&quota::UNMASKABLE);
     alloc(&UNMASKABLE, Request::ORDINARY);
     free(&UNMASKABLE);
 }

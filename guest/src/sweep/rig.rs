@@ -30,10 +30,12 @@ pub struct Setup {
     /// Frames in the depot and the reserve when the case begins.
     pub initial: u32,
     pub fallback: FallbackPolicy,
+    /// Frames that quotas may guarantee.
+    pub guarantees: u32,
 }
 
 /// Sixteen frames, two of them in the reserve, and the host may be asked.
-pub const ORDINARY: Setup = Setup { initial: 16, fallback: FallbackPolicy::Always };
+pub const ORDINARY: Setup = Setup { initial: 16, fallback: FallbackPolicy::Always, guarantees: 0 };
 
 /// The frames of each context.
 pub static THREAD: Hand = Hand::new(1);
@@ -95,7 +97,8 @@ pub fn build(memory: &'static PhysicalMemory, setup: Setup) {
         .magazine_size(MAGAZINE as u32)
         .cpus(2)
         .initial(setup.initial + EXTRA)
-        .fallback(setup.fallback);
+        .fallback(setup.fallback)
+        .guarantees(setup.guarantees);
     // SAFETY: the last pool is gone, and with it its hold on the bookkeeping and every reference to itself and its domain.
     unsafe {
         let pool = builder.build_in(BOOKKEEPING.all(), memory, Kernel::new());
