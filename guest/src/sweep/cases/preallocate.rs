@@ -69,7 +69,7 @@ pub const CASES: &[Case] = &[
             ledger::demand(DONE.0.get(), &"tables cannot be let go of");
             let tables = domain().table_frames();
             reclaim();
-            ledger::demand(domain().table_frames() == tables - 1, &"a table that nobody needs is kept");
+            ledger::demand(domain().table_frames() == tables - 2, &"a table that nobody needs is kept");
             check_empty();
         },
         ..BASE
