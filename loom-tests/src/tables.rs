@@ -27,6 +27,7 @@ const FREE: u64 = 0xDEAD;
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
+const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
@@ -42,7 +43,7 @@ impl Format for Tiny {
     const STAGE: Stage = Stage::Second;
     const PAGE_SIZE: u64 = LARGE;
     const SNOOP: u64 = 0;
-    const ACCESSED: u64 = 0;
+    const ACCESSED: u64 = ACCESSED;
     const DIRTY: u64 = DIRTY;
     const TELLS_MAPS: bool = false;
     type Mapped<'d, A: TableFrames + 'd> = ();
@@ -288,7 +289,11 @@ impl TinyFrames {
                     Seen::Table(below) => table = below,
                     Seen::Leaf if found & WRITE == 0 => return false,
                     // Ordering: Relaxed; one word is all that it is about.
-                    Seen::Leaf if entry.compare_exchange(found, found | DIRTY, Relaxed, Relaxed).is_ok() => {
+                    Seen::Leaf
+                        if entry
+                            .compare_exchange(found, found | ACCESSED | DIRTY, Relaxed, Relaxed)
+                            .is_ok() =>
+                    {
                         return true;
                     }
                     Seen::Leaf => continue 'walk,
@@ -326,6 +331,15 @@ pub fn join(domain: &TinyDomain) {
     let invalidation = unsafe { domain.join(Iova::new(0), 8 * PAGE) };
     // SAFETY: as above.
     unsafe { invalidation.unwrap().complete() }
+}
+
+/// Which of the first eight pages were read or written, as bits.
+pub fn take_accessed(domain: &TinyDomain) -> u64 {
+    let mut bitmap = [0];
+    let invalidation = domain.take_accessed(Iova::new(0), 8 * PAGE, &mut bitmap).unwrap();
+    // SAFETY: nothing walks these tables but the model.
+    unsafe { invalidation.complete() };
+    bitmap[0]
 }
 
 /// Which of the first eight pages were written, as bits.

@@ -6,7 +6,10 @@ use framepool::vtd::{Iova, Permissions};
 use loom::thread;
 use loom_tests::{
     model,
-    tables::{PAGE, TinyDomain, TinyFrames, close, is_mapped, join, map, noting_domain, protect, take_dirty},
+    tables::{
+        PAGE, TinyDomain, TinyFrames, close, is_mapped, join, map, noting_domain, protect, take_accessed,
+        take_dirty,
+    },
 };
 use std::sync::Arc;
 
@@ -56,6 +59,22 @@ fn a_write_beside_the_reading_of_bits_is_in_this_reading_or_the_next() {
         assert!(beside_a_write(0, &domain, |domain| first = take_dirty(domain)));
         let second = take_dirty(&domain);
         assert_eq!((first | second, first & second), (3, 0), "the leaf stands for two pages");
+        close(domain);
+    });
+}
+
+#[test]
+fn a_bit_that_hardware_sets_beside_the_clearing_of_the_other_is_kept() {
+    model(3, || {
+        let domain = noting_domain(&TinyFrames::new(3));
+        map(&domain, 0, 2).unwrap();
+        let (frames, root) = (domain.allocator().clone(), domain.root());
+        assert!(frames.device_writes(root, 0));
+        assert_eq!(take_accessed(&domain), 3, "the leaf stands for two pages");
+        let device = thread::spawn(move || frames.device_writes(root, 0));
+        assert_eq!(take_dirty(&domain), 3);
+        assert!(device.join().unwrap());
+        assert_eq!(take_accessed(&domain), 3, "the second write was noted");
         close(domain);
     });
 }
