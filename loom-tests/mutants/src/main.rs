@@ -209,6 +209,8 @@ impl Workshop {
                 let mut command =
                     cargo(&["run", "--quiet", "--release", "-p", "guest-runner", "--", name], "program");
                 command.env("GUEST_TARGET_DIR", self.directory.join("guest"));
+                // The limits of instructions are not for incremental builds.
+                command.env("CARGO_INCREMENTAL", "0");
                 vec![command]
             }
             Check::Interrupts(name) => {
