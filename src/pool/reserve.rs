@@ -80,6 +80,7 @@ impl Reserve {
     }
 
     /// Puts a frame in, unless nothing is missing. Lock-free.
+    // INV-1: who finds nothing to withdraw has nothing left in hand: its own frame is in a cell, or with whoever took it from there.
     pub(crate) fn put(&self, wanted: &Wanted, kind: Kind, frame: FrameNumber) -> Result<(), NotKept> {
         if wanted.missing() == 0 {
             return Err(NotKept::Full(kind, frame));
