@@ -1,6 +1,7 @@
 //! What the tests share: a host whose CPU number is set by hand, and a source that follows a script.
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test uses its part")]
 
+pub mod interrupt;
 pub mod storm;
 pub mod tables;
 
@@ -24,9 +25,11 @@ impl Platform for TestHost {
         &Claim
     }
     fn current_cpu(&self) -> usize {
+        interrupt::may_come();
         self.cpu.load(SeqCst)
     }
     fn ring(&self) {
+        interrupt::may_come();
         self.rings.fetch_add(1, SeqCst);
     }
 }
@@ -64,6 +67,7 @@ impl Scripted {
 // SAFETY: everything is the inner source's, which keeps the contract; failing is always allowed.
 unsafe impl FrameSource for Scripted {
     fn supply(&self, frames: &mut [PhysAddr]) -> Result<usize, SourceError> {
+        interrupt::may_come();
         if self.failing.load(SeqCst) {
             return Err(SourceError::new("the script says so"));
         }
@@ -81,11 +85,13 @@ unsafe impl FrameSource for Scripted {
         Some(frame)
     }
     unsafe fn reclaim(&self, frames: &[PhysAddr]) {
+        interrupt::may_come();
         self.reclaimed.fetch_add(frames.len() as u32, SeqCst);
         // SAFETY: the frames are the inner source's, see above.
         unsafe { self.memory.reclaim(frames) }
     }
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
+        interrupt::may_come();
         self.memory.pointer(frame)
     }
     fn supplies_zeroed(&self) -> bool {
