@@ -68,3 +68,19 @@ proptest! {
         run(shape, actions);
     }
 }
+
+/// The handlers above would show nothing if they never came.
+#[test]
+fn handlers_come_in_the_middle_of_calls() {
+    let request = Request::ORDINARY;
+    let calls =
+        [Call::Alloc(request), Call::Free, Call::Reserve(3), Call::Maintain, Call::Drain(0), Call::Shrink(0)];
+    for call in calls {
+        let handlers = (0..8).map(|after| {
+            let alloc = || Action::Alloc { request, soil: false };
+            let interrupt = Action::Interrupt { call, after, nested: Nested::Alloc(request) };
+            run(Shape::new(32, 2, 3, [1, 4, 16, 24], true), vec![alloc(), alloc(), interrupt])
+        });
+        assert!(handlers.sum::<usize>() > 0, "{call:?}");
+    }
+}

@@ -152,20 +152,20 @@ fn assert_distinct(held: &Held<'_>) {
     assert_eq!(addresses.len(), held.len(), "INV-1: a frame was handed out twice");
 }
 
-/// A call with a handler in it; what it does is the same whether that comes or not, except that frames are where they would be
-/// otherwise.
+/// A call with a handler in it; whether it came.
 #[allow(unsafe_code, reason = "handlers lay frames down and take them up")]
 fn interrupted<'p>(
     pool: &'p TestPool,
     (held, reserved): (&mut Held<'p>, &mut Reserved<'p>),
     call: Call,
     (after, nested): (u8, Nested),
-) {
+) -> bool {
     let laid_down = Rc::new(RefCell::new(Vec::new()));
     // The handler's own frame, and the one that the call frees.
-    let (theirs, mine) = (held.pop(), held.pop());
+    let theirs = held.pop();
+    let mine = if matches!(call, Call::Free) { held.pop() } else { None };
     laid_down.borrow_mut().extend(theirs.map(Frame::into_raw));
-    let (address, handler_frames) = (std::ptr::from_ref(pool).addr(), Rc::clone(&laid_down));
+    let (address, handler_frames) = (std::ptr::from_ref(pool).expose_provenance(), Rc::clone(&laid_down));
     interrupt::after(after % 8, move || {
         // SAFETY: the handler is disarmed below, while the pool lives.
         let pool = unsafe { &*std::ptr::with_exposed_provenance::<TestPool>(address) };
@@ -194,13 +194,15 @@ fn interrupted<'p>(
         Call::Drain(cpu) => drop(pool.drain_cpu(cpu)),
         Call::Shrink(frames) => drop(pool.shrink_to(frames)),
     }
-    interrupt::disarm();
+    let came = !interrupt::disarm();
     // SAFETY: laid down by the handler or above, once.
     held.extend(laid_down.take().into_iter().map(|frame| unsafe { Frame::from_raw(pool, frame) }));
+    came
 }
 
-/// Does it all, and checks after each action that every frame is somewhere, once.
-pub fn run(shape: Shape, actions: Vec<Action>) {
+/// Does it all, and checks after each action that every frame is somewhere, once; how many handlers came.
+pub fn run(shape: Shape, actions: Vec<Action>) -> usize {
+    let mut handlers = 0;
     let source = Scripted { zeroed: shape.zeroed, ..Scripted::new(48) };
     let pool = shape.builder.build(source, TestHost::default()).unwrap();
     let mut held: Held<'_> = Vec::new();
@@ -310,7 +312,8 @@ pub fn run(shape: Shape, actions: Vec<Action>) {
                 assert!(stats.owned == before.owned || stats.owned >= u64::from(frames));
             }
             Action::Interrupt { call, after, nested } => {
-                interrupted(&pool, (&mut held, &mut reserved), call, (after, nested));
+                let came = interrupted(&pool, (&mut held, &mut reserved), call, (after, nested));
+                handlers += usize::from(came);
             }
             Action::Failing(failing) => pool.source().failing.store(failing, SeqCst),
             Action::Vacate => {
@@ -332,4 +335,5 @@ pub fn run(shape: Shape, actions: Vec<Action>) {
     drop((held, reserved));
     assert_accounts(&pool, 0);
     assert_eq!(pool.close().unwrap().out(), 0);
+    handlers
 }

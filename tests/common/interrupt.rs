@@ -14,11 +14,10 @@ pub fn after(asks: u8, handler: impl FnOnce() + 'static) {
     ASKS_LEFT.set(asks.saturating_add(1));
 }
 
-/// The handler does not come any more.
-pub fn disarm() {
-    if ASKS_LEFT.replace(0) > 0 {
-        HANDLER.set(None);
-    }
+/// The handler does not come any more; whether it had not come yet.
+pub fn disarm() -> bool {
+    ASKS_LEFT.set(0);
+    HANDLER.take().is_some()
 }
 
 /// The pool asks.
