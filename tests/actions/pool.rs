@@ -70,7 +70,6 @@ pub enum Call {
     Free,
     Reserve(#[arbitrary(with = |bytes: &mut Unstructured<'_>| bytes.int_in_range(0..=39))] u32),
     Maintain,
-    Drain(#[arbitrary(with = up_to::<4>)] usize),
     Shrink(#[arbitrary(with = |bytes: &mut Unstructured<'_>| bytes.int_in_range(0..=47))] u32),
 }
 
@@ -191,7 +190,6 @@ fn interrupted<'p>(
             reserved.extend(reservation.ok().map(|reservation| (reservation, false)));
         }
         Call::Maintain => drop(pool.maintain()),
-        Call::Drain(cpu) => drop(pool.drain_cpu(cpu)),
         Call::Shrink(frames) => drop(pool.shrink_to(frames)),
     }
     let came = !interrupt::disarm();
