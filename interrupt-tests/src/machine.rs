@@ -39,7 +39,7 @@ use std::{
 /// How deep calls nest: one in the handler of the other, a crowd first, then the three that are swept.
 const DEPTH: usize = CROWD + LEVELS;
 /// The longest call that can be recorded, in instructions.
-const RECORD: usize = 1 << 16;
+const RECORD: usize = 1 << 19;
 const TRAP_FLAG: i64 = 1 << 8;
 const BREAKPOINT: u8 = 0xCC;
 const PAGE: usize = 4096;

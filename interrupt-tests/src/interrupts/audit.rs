@@ -178,7 +178,7 @@ impl World<'_> {
                 frames[number] = frames[number].saturating_add(1);
             }
         };
-        self.hands.iter().flat_map(|hand| hand.kept()).for_each(&mut place);
+        self.hands.iter().chain(&self.charged).flat_map(|hand| hand.kept()).for_each(&mut place);
         #[cfg(feature = "vtd")]
         let detached = self.for_each_table(&mut place);
         #[cfg(not(feature = "vtd"))]
@@ -194,12 +194,13 @@ impl World<'_> {
                 "INV-1: the frame {number} is the source's too"
             );
         }
-        // Of the frames that wait for an invalidation only the number is known.
+        // Of the frames that wait for an invalidation, or that a quota keeps, only the number is known.
+        let kept = self.audit_quota()?;
         demand!(
-            missing as u64 == detached,
-            "INV-1: {missing} frames are nowhere, {detached} wait for an invalidation"
+            (missing as u64).checked_sub(detached).is_some_and(|missing| kept.contains(&missing)),
+            "INV-1: {missing} frames are nowhere, {detached} wait for an invalidation, {kept:?} are kept"
         );
-        let in_use = users + detached;
+        let in_use = users + missing as u64;
         demand!(stats.in_use == in_use, "INV-1: {in_use} frames are in use\n{stats}");
         demand!(
             stats.owned == u64::from(self.supply().out()),
@@ -222,11 +223,15 @@ impl World<'_> {
         Ok(())
     }
 
-    /// INV-6: a crossing of `low` rings, once until the worker has passed.
+    /// INV-6: a crossing of `low` rings, once until the worker has passed; and so does a frame for somebody who waits.
     fn audit_bell(&self, stats: &Stats) -> Result<(), String> {
         let before = self.before.get();
         let (rings, passes) = (self.host().rings.load(SeqCst) - before.rings, self.passes.load(SeqCst));
-        demand!(rings <= 1 + passes, "INV-6: {rings} rings in {passes} passes\n{stats}");
+        let waits = self.waits.load(SeqCst);
+        demand!(
+            rings <= 1 + passes + waits,
+            "INV-6: {rings} rings in {passes} passes, {waits} waits\n{stats}"
+        );
         let low = stats.stock - stats.reserve < u64::from(MARKS.low - MARKS.min);
         let wanted = low && asked(stats) > before.asked && !self.short.load(SeqCst);
         demand!(!wanted || self.host().rung.load(SeqCst), "INV-6: below `low`, and nobody has rung\n{stats}");

@@ -3,20 +3,14 @@
 
 use super::{
     operations::{Of, Operation, Role, churn},
-    tables::{COVERED, DONE, NO_FRAMES, PAGE, RANGES, Range, WRONG, can_unmap, complete, note, unmap_part},
+    tables::{
+        COVERED, DONE, NO_FRAMES, PAGE, RANGES, Range, WRONG, can_unmap, check, complete, has_space, note,
+        unmap_part,
+    },
     world::{Hand, World},
 };
 use framepool::vtd::*;
 use std::sync::atomic::Ordering::SeqCst;
-
-/// What an operation of the builder needs: that there is one.
-fn has_space(world: &World<'_>, _hand: &Hand) -> bool {
-    world.space.is_some()
-}
-
-fn check(world: &World<'_>, hand: &Hand) {
-    note(world, hand, |_| ());
-}
 
 const fn change(name: &'static str, role: Role, call: extern "C" fn(&World<'_>, &Hand)) -> Operation {
     Operation::new(name, role, call).needs(has_space).settled_by(check).of(Of::Tables)

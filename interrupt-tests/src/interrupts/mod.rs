@@ -1,4 +1,4 @@
-//! What the tests share that interrupt every public operation at every point: the table of operations, the states of a small pool in
+//! What the tests share that interrupt the operations of pools, quotas and domains at every point: the table of operations, the states of a small pool in
 //! which each is tried, and what must hold afterwards.
 //!
 //! The sweep (`src/main.rs`) interrupts at every instruction of the crate as it is built for users; the injection
@@ -6,7 +6,7 @@
 //! its end on the same stack, as an interrupt does, and go on.
 //!
 //! # To add an operation
-//! One entry in `operations.rs` (or `tables.rs` and `changes.rs` for the page-table builder): a function that makes the call, what it needs, and
+//! One entry in `operations.rs` (or `quota.rs` and `waiting.rs`; `tables.rs`, `changes.rs`, `pieces.rs`, `notes.rs` and `looks.rs` for the page-table builder): a function that makes the call, what it needs, and
 //! where it may run. It is then interrupted everywhere by every other, and interrupts every other. A state that it needs
 //! and that no row of `situations.rs` has is one more row there.
 //!
@@ -20,10 +20,18 @@ pub mod changes;
 pub mod crowd;
 pub mod host;
 pub mod landing;
+#[cfg(feature = "vtd")]
+pub mod looks;
+#[cfg(feature = "vtd")]
+pub mod notes;
 pub mod operations;
+#[cfg(feature = "vtd")]
+pub mod pieces;
+pub mod quota;
 pub mod situations;
 pub mod sweep;
 #[cfg(feature = "vtd")]
 pub mod tables;
 pub mod tier;
+pub mod waiting;
 pub mod world;

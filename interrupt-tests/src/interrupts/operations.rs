@@ -26,7 +26,10 @@ pub enum Role {
 pub enum Of {
     Pool,
     Reservation,
+    Quota,
     Tables,
+    /// All tables.
+    Mappings,
 }
 
 impl Role {
@@ -47,6 +50,8 @@ pub struct Operation {
     pub critical: bool,
     /// Whether the frames that it gets are zero.
     pub zeroed: bool,
+    /// Whether it takes the lock of tasks: a thread that runs in the middle of it must not wait for that.
+    pub locks: bool,
     /// What it uses.
     pub of: Of,
     /// Gets ready what it needs; whether it can run in this state.
@@ -64,6 +69,7 @@ impl Operation {
             role,
             critical: false,
             zeroed: false,
+            locks: false,
             of: Of::Pool,
             ready: |_, _| true,
             call,
@@ -75,8 +81,12 @@ impl Operation {
         Self { critical: true, ..self }
     }
 
-    const fn zeroed(self) -> Self {
+    pub const fn zeroed(self) -> Self {
         Self { zeroed: true, ..self }
+    }
+
+    pub const fn locks(self) -> Self {
+        Self { locks: true, ..self }
     }
 
     pub const fn of(self, of: Of) -> Self {
@@ -95,10 +105,15 @@ impl Operation {
 /// Every operation.
 pub fn all() -> impl Iterator<Item = &'static Operation> {
     #[cfg(feature = "vtd")]
-    let tables = super::tables::TABLES.iter().chain(super::changes::CHANGES);
+    let tables = super::tables::TABLES
+        .iter()
+        .chain(super::changes::CHANGES)
+        .chain(super::pieces::PIECEWISE)
+        .chain(super::notes::NOTES)
+        .chain(super::looks::LOOKS);
     #[cfg(not(feature = "vtd"))]
     let tables = [].iter();
-    POOL.iter().chain(tables)
+    POOL.iter().chain(super::waiting::WAITING).chain(super::quota::QUOTA).chain(tables)
 }
 
 // Those that bring a pool into a state.

@@ -6,6 +6,7 @@ use super::{
         ALLOC, ALLOC_CRITICAL, ALLOC_ZEROED, DRAW, FREE, FREE_ZEROED, MAINTAIN, Of, Operation, Role,
         SET_ASIDE,
     },
+    quota::{CHARGE, GUARANTEE, LIMIT},
     world::{LEVELS, MAGAZINE, ORDINARY, PROVIDED, RESERVE, World},
 };
 use std::{fmt, sync::atomic::Ordering::SeqCst};
@@ -25,6 +26,8 @@ pub enum Subject {
     Tiers,
     /// Reservations: a context's own, and one from which all draw, of which so many frames have been drawn.
     Reservations { drawn: u32 },
+    /// A quota, of which the thread holds so many frames, and each interrupt.
+    Quota { mine: u32, theirs: u32 },
     /// A crowd of stopped operations, in the middle of which so many frames have gone to the overflow.
     Crowd { overflowed: u32 },
     /// A page-table domain over the pool.
@@ -40,6 +43,17 @@ pub struct Mapped {
     pub theirs: State,
     /// Frames left in the pool for ordinary callers.
     pub left: u32,
+}
+
+impl Mapped {
+    /// Whether all of it is looked at, which takes long and needs no frames: what interrupts map and unmap meanwhile.
+    fn is_looked_at(self) -> bool {
+        let (mine, theirs) = (self.mine, self.theirs);
+        self.left == SCARCE
+            && mine != State::Waiting
+            && theirs != State::Waiting
+            && (mine, theirs) != (State::All, State::All)
+    }
 }
 
 /// What a context has mapped, at addresses of its own.
@@ -83,7 +97,7 @@ const CACHE: u32 = 2 * MAGAZINE;
 
 /// Every state that is tried.
 pub fn all() -> Vec<Situation> {
-    [tiers(), clean(), others(), tables()].concat()
+    [tiers(), clean(), others(), quota(), tables()].concat()
 }
 
 fn state(subject: Subject, steps: &[Step]) -> Situation {
@@ -150,6 +164,16 @@ fn others() -> Vec<Situation> {
     all
 }
 
+/// Every fill level of a quota, and others who have left it nothing but what is guaranteed.
+fn quota() -> Vec<Situation> {
+    let all = (0..=LIMIT).map(|mine| (mine, 0)).chain((0..=LIMIT - GUARANTEE).map(|mine| (mine, 1)));
+    all.flat_map(|(mine, theirs)| {
+        let subject = Subject::Quota { mine, theirs };
+        [state(subject, &[]), state(subject, &[Step::Take(ORDINARY), Step::Fail])]
+    })
+    .collect()
+}
+
 /// What is mapped in a domain, and every fill level from none to more than any call takes.
 fn tables() -> Vec<Situation> {
     use State::{All, Nothing, Waiting};
@@ -179,7 +203,10 @@ impl Situation {
             (Subject::Crowd { .. }, of) => of == Of::Pool && operation.role != Role::Interrupted,
             (Subject::Reservations { drawn }, Of::Pool) => drawn == LAST_OF_MAGAZINE,
             (Subject::Reservations { .. }, of) => of == Of::Reservation,
+            (Subject::Quota { mine, theirs }, Of::Pool) => mine == GUARANTEE && theirs > 0,
+            (Subject::Quota { .. }, of) => of == Of::Quota,
             (Subject::Tables(mapped), Of::Pool) => mapped.mine == State::Nothing && mapped.left == SCARCE,
+            (Subject::Tables(mapped), Of::Mappings) => mapped.is_looked_at(),
             (Subject::Tables(_), of) => of == Of::Tables,
         }
     }
@@ -190,17 +217,30 @@ impl Situation {
             (Subject::Tiers | Subject::Crowd { .. }, of) => of == Of::Pool,
             (Subject::Reservations { .. }, Of::Pool) => operation.of == Of::Reservation,
             (Subject::Reservations { .. }, of) => of == Of::Reservation,
+            (Subject::Quota { .. }, Of::Pool) => operation.of == Of::Quota,
+            (Subject::Quota { .. }, of) => of == Of::Quota,
             // Those of the pool take frames from a call of the builder that needs them, or leave it enough.
             (Subject::Tables(mapped), Of::Pool) => {
-                operation.of == Of::Tables && [SCARCE, PLENTY].contains(&mapped.left)
+                operation.of != Of::Pool && [SCARCE, PLENTY].contains(&mapped.left)
             }
+            (Subject::Tables(mapped), Of::Mappings) => mapped.is_looked_at(),
             (Subject::Tables(_), of) => of == Of::Tables,
         };
-        self.is_for(operation) && interrupt.role.interrupts() && related
+        let waits = operation.locks && interrupt.role == Role::Thread;
+        self.is_for(operation) && interrupt.role.interrupts() && related && !waits
     }
 
     pub fn has_tables(&self) -> bool {
         matches!(self.subject, Subject::Tables(_))
+    }
+
+    pub fn has_quota(&self) -> bool {
+        matches!(self.subject, Subject::Quota { .. })
+    }
+
+    /// Frames that the pool guarantees.
+    pub fn guaranteed(&self) -> u32 {
+        if self.has_quota() { GUARANTEE } else { 0 }
     }
 
     fn is_crowded(&self) -> bool {
@@ -222,7 +262,7 @@ impl Situation {
         if self.is_crowded() {
             provided + CROWD as u32 - 1 + CROWDED
         } else {
-            provided + ORDINARY + self.for_tables()
+            provided + ORDINARY + self.for_tables() + self.guaranteed()
         }
     }
 
@@ -256,6 +296,12 @@ impl Situation {
                     .for_each(|reservation| world.shared.put(reservation));
                 (0..2).for_each(|level| repeat(&SET_ASIDE, level, 1));
                 repeat(&DRAW, 0, drawn);
+            }
+            Subject::Quota { mine, theirs } => {
+                [mine, theirs, theirs]
+                    .into_iter()
+                    .enumerate()
+                    .for_each(|(level, times)| repeat(&CHARGE, level, times));
             }
             // One frame for each that is to give one.
             Subject::Crowd { .. } => (1..CROWD).for_each(|member| repeat(&ALLOC, LEVELS + member, 1)),

@@ -3,6 +3,7 @@
 use super::{
     host::{Pool, number_of},
     operations::{Of, Operation, Role},
+    pieces::map_pieces,
     situations::{Mapped, State},
     world::{Domain, Hand, Kept, LEVELS, Violation, World},
 };
@@ -32,9 +33,14 @@ pub enum Range {
     Large,
     /// A large leaf without its first page: what a split leaves.
     Split,
+    /// Pages that lie anywhere, in two tables.
+    Scattered,
+    /// A table that was mapped piece by piece.
+    Pieces,
 }
 
-pub const RANGES: [Range; 5] = [Range::Page, Range::Span, Range::Table, Range::Large, Range::Split];
+pub const RANGES: [Range; 7] =
+    [Range::Page, Range::Span, Range::Table, Range::Large, Range::Split, Range::Scattered, Range::Pieces];
 
 impl Range {
     pub fn iova(self, level: usize) -> u64 {
@@ -45,6 +51,8 @@ impl Range {
             Self::Table => (16 + level) * LARGE,
             Self::Large => (32 + level) * LARGE,
             Self::Split => (32 + level) * LARGE + PAGE,
+            Self::Scattered => (48 + 2 * level) * LARGE - PAGE,
+            Self::Pieces => (56 + level) * LARGE,
         }
     }
 
@@ -52,14 +60,20 @@ impl Range {
         match self {
             Self::Page => PAGE,
             Self::Span => 2 * PAGE,
-            Self::Table | Self::Large => LARGE,
+            Self::Table | Self::Large | Self::Pieces => LARGE,
             Self::Split => LARGE - PAGE,
+            Self::Scattered => 3 * PAGE,
         }
     }
 
-    /// Where an address is mapped to: so that a table is filled with small leaves, it is no multiple of a large one there.
+    /// Where an address is mapped to: so that a table is filled with small leaves, it is no multiple of a large one there; and
+    /// scattered pages lie the other way round.
     pub fn target(self, iova: u64) -> u64 {
-        if self == Self::Table { (1 << 33) + PAGE + iova } else { (1 << 33) + iova }
+        match self {
+            Self::Table => (1 << 33) + PAGE + iova,
+            Self::Scattered => (1 << 33) - iova,
+            _ => (1 << 33) + iova,
+        }
     }
 }
 
@@ -71,7 +85,8 @@ pub struct Space<'w> {
 }
 
 pub fn domain<'p>(pool: &'p Pool<'p>) -> Domain<'p> {
-    let config = DomainConfig { page_sizes: PageSizes::SIZE_2M, ..DomainConfig::new(Levels::Three) };
+    let mut config = DomainConfig { page_sizes: PageSizes::SIZE_2M, ..DomainConfig::new(Levels::Three) };
+    (config.accessed_dirty, config.hardware.accessed_dirty) = (true, true);
     Domain::new(config, pool).unwrap()
 }
 
@@ -85,12 +100,17 @@ impl<'w> Space<'w> {
         self.domain.table_frames()
     }
 
-    fn is_mapped(&self, level: usize, range: Range) -> bool {
+    pub fn is_mapped(&self, level: usize, range: Range) -> bool {
         self.mapped[level][range as usize].load(SeqCst)
     }
 
     pub fn set_mapped(&self, level: usize, range: Range, mapped: bool) {
         self.mapped[level][range as usize].store(mapped, SeqCst);
+    }
+
+    /// Lays down what hardware is to be told; nothing else may wait.
+    pub fn wait(&self, level: usize, invalidation: Invalidation<'w, &'w Pool<'w>>) {
+        self.waiting[level].put(invalidation);
     }
 
     fn table_frames_waiting(&self, level: usize) -> u64 {
@@ -134,12 +154,8 @@ pub static TABLES: &[Operation] = &[
         .settled_by(note_split)
         .of(Of::Tables),
     Operation::new("complete", Role::Any, complete).needs(can_complete).of(Of::Tables),
-    Operation::new("maintain a domain", Role::Any, maintain)
-        .needs(|world, _| world.space.is_some())
-        .of(Of::Tables),
-    Operation::new("translate", Role::Thread, translate)
-        .needs(|world, _| world.space.is_some())
-        .of(Of::Tables),
+    Operation::new("maintain a domain", Role::Any, maintain).needs(has_space).of(Of::Tables),
+    Operation::new("translate", Role::Thread, translate).needs(has_space).of(Of::Tables),
 ];
 
 // What a call came to, as [`Hand::outcome`] has it.
@@ -147,7 +163,7 @@ pub const DONE: u32 = 1;
 pub const NO_FRAMES: u32 = 2;
 pub const WRONG: u32 = 3;
 
-fn can_map<const RANGE: usize>(world: &World<'_>, hand: &Hand) -> bool {
+pub fn can_map<const RANGE: usize>(world: &World<'_>, hand: &Hand) -> bool {
     let free = |space: &Space<'_>| {
         let split = RANGES[RANGE] == Range::Large && space.is_mapped(hand.level, Range::Split);
         !split && !space.is_mapped(hand.level, RANGES[RANGE])
@@ -160,6 +176,20 @@ pub fn can_unmap<const RANGE: usize>(world: &World<'_>, hand: &Hand) -> bool {
         space.is_mapped(hand.level, RANGES[RANGE]) && space.table_frames_waiting(hand.level) == 0
     };
     world.space.as_ref().is_some_and(ready)
+}
+
+/// What an operation needs that changes a table of its own and leaves it where it is.
+pub fn can_take(world: &World<'_>, hand: &Hand) -> bool {
+    world.space.as_ref().is_some_and(|space| space.is_mapped(hand.level, Range::Table))
+}
+
+/// What an operation of the builder needs: that there is one.
+pub fn has_space(world: &World<'_>, _hand: &Hand) -> bool {
+    world.space.is_some()
+}
+
+pub fn check(world: &World<'_>, hand: &Hand) {
+    note(world, hand, |_| ());
 }
 
 fn can_complete(world: &World<'_>, hand: &Hand) -> bool {
@@ -180,7 +210,7 @@ extern "C" fn map<const RANGE: usize>(world: &World<'_>, hand: &Hand) {
     hand.outcome.store(outcome, SeqCst);
 }
 
-fn note_map<const RANGE: usize>(world: &World<'_>, hand: &Hand) {
+pub fn note_map<const RANGE: usize>(world: &World<'_>, hand: &Hand) {
     note(world, hand, |space| space.set_mapped(hand.level, RANGES[RANGE], true));
 }
 
@@ -197,7 +227,7 @@ pub fn unmap_part(world: &World<'_>, hand: &Hand, range: Range, length: u64) {
     let Some(space) = &world.space else { return };
     let outcome = match space.domain.unmap(Iova::new(range.iova(hand.level)), length) {
         Ok(invalidation) => {
-            space.waiting[hand.level].put(invalidation);
+            space.wait(hand.level, invalidation);
             DONE
         }
         Err(UnmapError::OutOfFrames { .. }) => NO_FRAMES,
@@ -257,6 +287,7 @@ impl World<'_> {
             [&MAP_PAGE, &MAP_SPAN, &MAP_TABLE, &MAP_LARGE]
                 .iter()
                 .for_each(|map| self.must_perform(map, level));
+            map_pieces(self, level);
             if state == State::Waiting {
                 self.must_perform(&UNMAP_TABLE, level);
             }

@@ -5,6 +5,7 @@ use super::{
     crowd::CROWD,
     host::{FRAME, FRAMES, Host, Memory, Pool, Supply, number_of},
     operations::Operation,
+    quota::{Account, GUARANTEE, LIMIT},
     situations::Situation,
 };
 use framepool::{Builder, FallbackPolicy, Frame, PhysAddr, Reservation, Watermarks};
@@ -110,6 +111,9 @@ pub struct World<'w> {
     pub pool: &'w Pool<'w>,
     #[cfg(feature = "vtd")]
     pub space: Option<super::tables::Space<'w>>,
+    /// A quota of the pool, and what each context holds of it.
+    pub quota: Option<Account<'w>>,
+    pub charged: [Hand; LEVELS],
     /// What each context has set aside.
     pub reservations: [Kept<Set<'w>>; LEVELS],
     /// What all draw from, also in the middle of each other's draws; never changed while they are at work.
@@ -125,6 +129,8 @@ pub struct World<'w> {
     pub passes: AtomicU32,
     /// A pass could not bring the stock to where it should be.
     pub short: AtomicBool,
+    /// How often somebody has waited for frames and given up.
+    pub waits: AtomicU32,
     /// Frames drawn from what is shared.
     pub drawn: AtomicU32,
     /// Somebody is emptying the pool.
@@ -139,6 +145,8 @@ impl<'w> World<'w> {
             pool,
             #[cfg(feature = "vtd")]
             space: None,
+            quota: None,
+            charged: std::array::from_fn(Hand::new),
             reservations: [const { Kept::nothing() }; LEVELS],
             shared: Kept::nothing(),
             hands: std::array::from_fn(Hand::new),
@@ -148,6 +156,7 @@ impl<'w> World<'w> {
             critical: AtomicBool::new(false),
             passes: AtomicU32::new(0),
             short: AtomicBool::new(false),
+            waits: AtomicU32::new(0),
             drawn: AtomicU32::new(0),
             vacating: AtomicBool::new(false),
             before: Cell::new(Before::default()),
@@ -212,7 +221,10 @@ impl<'w> World<'w> {
 
     /// What comes after it: the frames that it got are the context's.
     pub fn settle(&self, operation: &Operation, hand: &Hand) {
-        self.keep_open(hand, operation.zeroed);
+        [Some(hand), self.charged.get(hand.level)]
+            .into_iter()
+            .flatten()
+            .for_each(|hand| self.keep_open(hand, operation.zeroed));
         (operation.settle)(self, hand);
     }
 
@@ -309,6 +321,7 @@ pub fn stage<R>(
 ) -> (R, Result<(), String>) {
     let builder = Builder::new(situation.capacity())
         .watermarks(Watermarks { max: MARKS.max + situation.for_tables(), ..MARKS })
+        .guarantees(situation.guaranteed())
         .initial(situation.initial())
         .cpus(situation.cpus())
         .magazine_size(situation.magazine())
@@ -335,18 +348,19 @@ fn perform_on<'p, R>(
 ) -> (R, Result<(), String>) {
     #[cfg(feature = "vtd")]
     let domain = situation.has_tables().then(|| super::tables::domain(pool));
-    #[cfg_attr(not(feature = "vtd"), allow(unused_mut, reason = "only tables change it"))]
     let mut world = World::new(pool, situation.magazine());
     #[cfg(feature = "vtd")]
     {
         world.space = domain.as_ref().map(super::tables::Space::new);
     }
+    world.quota = situation.has_quota().then(|| pool.quota(GUARANTEE, LIMIT).unwrap());
     situation.prepare(&world);
     let result = play(&world);
     let verdict = world.audit();
     if verdict.is_ok() {
         #[cfg(feature = "vtd")]
         world.empty_space();
+        world.discharge_all();
         world.give_back_all();
     }
     drop(world);
