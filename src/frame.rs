@@ -154,6 +154,8 @@ impl<'p, S: FrameSource, P: Platform> Frame<'p, S, P> {
 
     /// Takes the handle up again.
     ///
+    /// Any context; constant time.
+    ///
     /// # Safety
     /// `frame` came from [`into_raw`](Self::into_raw) of a frame of `pool`, has not been taken up since, and nothing reaches
     /// the frame any more, hardware included.

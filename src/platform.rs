@@ -34,6 +34,8 @@ pub trait Platform: Sync {
     type Ownership: SlotOwnership;
 
     /// The way chosen above.
+    ///
+    /// From any context in which the pool is called; must not sleep, lock or panic.
     fn ownership(&self) -> &Self::Ownership;
 
     /// The number of the CPU that runs this code, as a hint: a wrong or stale number costs speed, never correctness

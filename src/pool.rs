@@ -191,7 +191,10 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         self.alloc_with(Request::ORDINARY)
     }
 
-    /// Takes one frame, as the request says. Contexts, bound and errors as for [`alloc`](Self::alloc).
+    /// Takes one frame, as the request says. Contexts and bound as for [`alloc`](Self::alloc).
+    ///
+    /// # Errors
+    /// As for `alloc`.
     ///
     /// ```
     /// # #[cfg(feature = "std")] {

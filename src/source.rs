@@ -54,20 +54,28 @@ pub(crate) mod region;
 pub unsafe trait FrameSource: Sync {
     /// Hands out up to `frames.len()` frames into the front of `frames` and returns how many. May sleep.
     ///
+    /// Thread context: the worker, `maintain`, or construction.
+    ///
     /// # Errors
     /// [`SourceError`] when the host has nothing now. The pool backs off and asks again later.
     fn supply(&self, frames: &mut [PhysAddr]) -> Result<usize, SourceError>;
 
     /// Hands out one frame without sleeping, if that is possible at this moment. The unreliable last resort.
+    ///
+    /// From any context in which the pool is asked, an NMI too; returns after a bounded number of steps.
     fn try_supply(&self) -> Option<PhysAddr>;
 
     /// Takes frames back. May sleep.
+    ///
+    /// Thread context: the worker, `maintain`, or closing.
     ///
     /// # Safety
     /// Every frame came from this source, was not given back since, and nobody reaches it any more.
     unsafe fn reclaim(&self, frames: &[PhysAddr]);
 
     /// Where the CPU reads and writes `frame`.
+    ///
+    /// Any context; never sleeps.
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8>;
 
     /// The frame that is mapped at `pointer`, the start of one; the reverse of [`pointer`](Self::pointer), for those who know a frame only
@@ -78,17 +86,23 @@ pub unsafe trait FrameSource: Sync {
     }
 
     /// How large the frames are that this source hands out: what a pool over it must be built for. As provided: 4 KiB.
+    ///
+    /// Any context; never sleeps.
     fn frame_size(&self) -> FrameSize {
         FrameSize::Size4K
     }
 
     /// Whether every frame that is handed out is zero in every byte, so that the pool need not clear it. As provided: no.
+    ///
+    /// Any context; never sleeps.
     fn supplies_zeroed(&self) -> bool {
         false
     }
 
     /// The lowest address that this source ever hands out. A pool numbers its frames from here and takes those of
     /// the next 2³² − 1 frames (16 TiB with frames of 4 KiB), up to its capacity. Must be a multiple of the frame size.
+    ///
+    /// Any context; never sleeps.
     fn base(&self) -> PhysAddr {
         PhysAddr::new(0)
     }

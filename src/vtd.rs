@@ -124,6 +124,41 @@ pub mod internals {
 /// * A frame that `allocate` or `allocate_all` handed out is 4 KiB large and aligned, filled with zeros, and belongs to the caller until `free`.
 /// * `pointer` maps it, valid for reads and writes of 4 KiB, at the same place each time, until `free`.
 /// * Nothing here sleeps, takes a lock that an interrupt could find taken, or panics.
+///
+/// ```
+/// use core::{alloc::Layout, ptr::NonNull};
+/// use framepool::{PhysAddr, vtd::*};
+///
+/// /// The heap of this process, whose addresses count as physical ones: for a test in a thread.
+/// struct Heap;
+///
+/// #[repr(align(4096))]
+/// struct Table([u64; 512]);
+/// const TABLE: Layout = Layout::new::<Table>();
+///
+/// // SAFETY: frames of 4 KiB, aligned, filled with zeros, one to one. The heap takes locks: no interrupt asks this one.
+/// unsafe impl TableFrames for Heap {
+///     fn allocate(&self) -> Option<PhysAddr> {
+///         // SAFETY: the layout is not empty.
+///         NonNull::new(unsafe { std::alloc::alloc_zeroed(TABLE) }).map(|at| PhysAddr::new(at.addr().get() as u64))
+///     }
+///     unsafe fn free(&self, frame: PhysAddr) {
+///         // SAFETY: it came from `allocate`, and nobody reaches it any more.
+///         unsafe { std::alloc::dealloc(self.pointer(frame).as_ptr(), TABLE) }
+///     }
+///     fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
+///         NonNull::new(frame.as_u64() as *mut u8).unwrap()
+///     }
+/// }
+///
+/// let domain = SecondStageDomain::new(DomainConfig::new(Levels::Three), Heap)?;
+/// // SAFETY: no device walks this domain.
+/// unsafe { domain.map(Iova::new(0), PhysAddr::new(0), 0x1000, Permissions::READ)? };
+/// assert_eq!(domain.table_frames(), 3);
+/// // SAFETY: as above.
+/// unsafe { domain.close().complete() };
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[allow(unsafe_code, reason = "states duties that only the implementer can keep")]
 pub unsafe trait TableFrames {
     /// One frame filled with zeros, if there is one now. From any context from which a domain is changed.
@@ -142,6 +177,8 @@ pub unsafe trait TableFrames {
 
     /// Takes a frame back.
     ///
+    /// From the contexts of `allocate`.
+    ///
     /// # Safety
     /// `frame` came from `allocate` or `allocate_all` of this allocator, was not given back since, and nothing reaches it, hardware
     /// included.
@@ -158,6 +195,8 @@ pub unsafe trait TableFrames {
     }
 
     /// Where the CPU reads and writes `frame`.
+    ///
+    /// From the contexts of `allocate`.
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8>;
 
     /// Whether [`flush`](Self::flush) does what it says. An allocator without is refused where hardware does not snoop;
@@ -176,6 +215,8 @@ pub unsafe trait TableFrames {
     }
 
     /// Told that `frames` frames will never come back, because what must be completed was dropped: for statistics.
+    ///
+    /// From the contexts of `allocate`.
     fn leaked(&self, frames: u64) {
         let _ = frames;
     }

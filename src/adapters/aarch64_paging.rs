@@ -39,6 +39,8 @@ pub struct ReservedTables<'p, S: FrameSource, P: Platform> {
 impl<'p, S: FrameSource, P: Platform> ReservedTables<'p, S, P> {
     /// Tables out of `reservation`.
     ///
+    /// Any context; constant time.
+    ///
     /// # Errors
     /// The reservation comes back if its frames are not zeroed, not of 4 KiB, or the source does not know them by their pointers
     /// ([`FrameSource::address`]).
@@ -59,6 +61,8 @@ impl<'p, S: FrameSource, P: Platform> ReservedTables<'p, S, P> {
     }
 
     /// Goes on with the tables of `reservation`; those that are left of the old one go back to the pool.
+    ///
+    /// Any context; bounded by a free for each table that is left.
     ///
     /// # Errors
     /// As for [`new`](Self::new); then nothing has changed.

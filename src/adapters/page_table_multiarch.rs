@@ -38,6 +38,8 @@ pub trait NamedPool: 'static {
     type Platform: Platform + 'static;
 
     /// The pool. From any context in which tables are built.
+    ///
+    /// It may not sleep, lock or panic; a static that was initialised before will do.
     fn pool() -> &'static FramePool<Self::Source, Self::Platform>;
 }
 

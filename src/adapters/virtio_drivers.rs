@@ -4,7 +4,7 @@
 //! The functions of `Hal` have no `self`, so what they work on is in statics, which the host names by [`VirtioHost`].
 //!
 //! ```
-//! use core::{mem::MaybeUninit, ptr::NonNull};
+//! use core::{mem::MaybeUninit, ptr::NonNull, sync::atomic::AtomicU32};
 //! use framepool::{AnonymousMemory, Builder, FramePool, LinuxPlatform, PhysAddr, vtd::*};
 //! use framepool::adapters::virtio_drivers::{PoolHal, VirtioHost};
 //! use std::sync::LazyLock;
@@ -36,7 +36,11 @@
 //!     DmaWindow::new_in(memory, &*DOMAIN, Machine, config).unwrap()
 //! });
 //!
-//! // SAFETY: nothing is memory-mapped here, so `mmio` is never called.
+//! /// What a kernel maps at the physical address of the device's registers. The first says "virt".
+//! static REGISTERS: [AtomicU32; 64] = [const { AtomicU32::new(0x7472_6976) }; 64];
+//! const DEVICE: u64 = 0xFEB0_0000;
+//!
+//! // SAFETY: what is asked for lies in the registers, which allow reads and writes, as a driver makes them.
 //! unsafe impl VirtioHost for Machine {
 //!     type Format = SecondStage;
 //!     type Frames = Frames;
@@ -44,12 +48,15 @@
 //!     fn window() -> &'static DmaWindow<'static, SecondStage, Frames, Machine> {
 //!         &WINDOW
 //!     }
-//!     unsafe fn mmio(_address: PhysAddr, _bytes: usize) -> NonNull<u8> {
-//!         unimplemented!("a device of this example")
+//!     unsafe fn mmio(address: PhysAddr, _bytes: usize) -> NonNull<u8> {
+//!         // SAFETY: the caller asks for the registers of a device, and this is the only one.
+//!         unsafe { NonNull::from(&REGISTERS).cast().byte_add((address.as_u64() - DEVICE) as usize) }
 //!     }
 //! }
 //!
-//! // What a driver does, here by hand: `VirtIOBlk::<PoolHal<Machine>, _>::new(transport)` and so on.
+//! // What a transport and a driver do, here by hand: `VirtIOBlk::<PoolHal<Machine>, _>::new(transport)` and so on.
+//! let registers = unsafe { PoolHal::<Machine>::mmio_phys_to_virt(DEVICE, 256) };
+//! assert_eq!(unsafe { registers.cast::<[u8; 4]>().read_volatile() }, *b"virt");
 //! let mut request = *b"a request that shares its page with other data";
 //! let buffer = NonNull::from(&mut request[..]);
 //! let address = unsafe { PoolHal::<Machine>::share(buffer, BufferDirection::DriverToDevice) };
@@ -80,9 +87,13 @@ pub unsafe trait VirtioHost: 'static {
     type Host: WindowHost<Self::Frames> + 'static;
 
     /// The window in which buffers are shared. The device must be attached to its domain.
+    ///
+    /// From the contexts in which drivers send requests; a static that was initialised before will do.
     fn window() -> &'static DmaWindow<'static, Self::Format, Self::Frames, Self::Host>;
 
     /// Where the CPU reaches `bytes` bytes of a device's registers at `address`.
+    ///
+    /// Thread context, while a driver is set up.
     ///
     /// # Safety
     /// The range is one of a device's registers.

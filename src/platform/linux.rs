@@ -64,6 +64,8 @@ impl LinuxPlatform {
     }
 
     /// How many CPUs this machine may ever have: each of them needs a slot so that no two share one.
+    ///
+    /// Thread context: reads a file of the system.
     pub fn possible_cpus() -> usize {
         std::fs::read_to_string("/sys/devices/system/cpu/possible")
             .ok()

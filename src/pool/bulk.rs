@@ -19,6 +19,17 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     ///
     /// # Errors
     /// [`AllocError`] if there was not even one frame.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use framepool::{AnonymousMemory, Builder, Request};
+    /// # let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+    /// let mut frames = [const { None }; 16];
+    /// let got = pool.alloc_bulk(Request::ORDINARY, &mut frames)?;
+    /// assert!(frames[..got].iter().all(Option::is_some));
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn alloc_bulk<'p>(
         &'p self,
         request: Request,

@@ -59,6 +59,21 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// # Errors
     /// [`CloseError`] gives the pool back when frames are out (as raw addresses, or leaked), since a device may still
     /// reach them (INV-12).
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use framepool::{AnonymousMemory, Builder, Frame, LinuxPlatform};
+    /// let pool = Builder::new(64).build(AnonymousMemory::new(64)?, LinuxPlatform::new())?;
+    /// let address = pool.alloc()?.into_raw(); // say, in a page table
+    /// let refused = pool.close().unwrap_err();
+    /// assert_eq!(refused.frames_out(), 1);
+    /// let pool = refused.into_pool();
+    /// // SAFETY: taken up once, and nothing reaches it.
+    /// drop(unsafe { Frame::from_raw(&pool, address) });
+    /// assert!(pool.close().is_ok());
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[allow(
         clippy::result_large_err,
         reason = "the pool itself comes back, and there may be no heap to box it"
@@ -80,6 +95,18 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// # Errors
     /// [`CloseError`] when frames are out, and how many: those in the hands of a free that is still in progress are. Then nothing
     /// has changed, unless an allocation or a free came in between: then frames that were not out may have gone back already.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use framepool::{AnonymousMemory, Builder, LinuxPlatform};
+    /// let pool = Builder::new(64).build(AnonymousMemory::new(64)?, LinuxPlatform::new())?;
+    /// pool.vacate().map_err(|_| "frames are out")?;
+    /// assert_eq!(pool.stats().owned, 0);
+    /// pool.maintain(); // and in use again
+    /// assert!(pool.alloc().is_ok());
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn vacate(&self) -> Result<(), CloseError<()>> {
         self.empty_out().map_err(|frames_out| CloseError::new((), frames_out))
     }

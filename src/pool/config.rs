@@ -20,6 +20,12 @@ use crossbeam_utils::CachePadded;
 
 /// The fill levels at which something happens, in frames of the shared stock (depot and reserve; the caches of the
 /// CPUs come on top). `min` ≤ `low` ≤ `high` ≤ `max` ≤ capacity.
+///
+/// ```
+/// use framepool::Watermarks;
+/// let marks = Watermarks::for_capacity(1024);
+/// assert_eq!(marks, Watermarks { min: 32, low: 128, high: 512, max: 768 });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watermarks {
     /// The reserve: frames that only [`Class::Critical`](crate::Class::Critical) takes.

@@ -6,6 +6,20 @@ use crate::sync::{
 };
 
 /// Whether, and how often, an empty pool asks the host for a frame that it must have at once (R6).
+///
+/// ```
+/// # #[cfg(feature = "std")] {
+/// # use framepool::{AllocError, AnonymousMemory, Builder, FallbackPolicy, LinuxPlatform, Watermarks};
+/// let marks = Watermarks { min: 0, low: 0, high: 0, max: 0 };
+/// let builder = Builder::new(8).watermarks(marks).fallback(FallbackPolicy::Budget(1));
+/// let pool = builder.build(AnonymousMemory::new(8)?, LinuxPlatform::new())?;
+/// let first = pool.alloc()?; // the pool is empty: from the host
+/// assert_eq!(pool.alloc().err(), Some(AllocError::FallbackFailed), "no more before the next pass");
+/// assert_eq!((pool.stats().fallback_taken, pool.stats().fallback_failed), (1, 1));
+/// # drop(first);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FallbackPolicy {
     /// Never: the pool alone serves.

@@ -174,7 +174,10 @@ impl<'p, S: FrameSource, P: Platform> Quota<'p, S, P> {
         self.alloc_with(Request::ORDINARY)
     }
 
-    /// Takes one frame, as the request says. Contexts, bound and errors as for [`alloc`](Self::alloc).
+    /// Takes one frame, as the request says. Contexts and bound as for [`alloc`](Self::alloc).
+    ///
+    /// # Errors
+    /// As for `alloc`.
     pub fn alloc_with(&self, request: Request) -> Result<QuotaFrame<'_, S, P>, AllocError> {
         self.take(request).map(|number| QuotaFrame { quota: self, number })
     }
@@ -321,6 +324,8 @@ impl<'q, S: FrameSource, P: Platform> QuotaFrame<'q, S, P> {
     }
 
     /// Takes the handle up again.
+    ///
+    /// Any context; constant time.
     ///
     /// # Safety
     /// `frame` came from [`into_raw`](Self::into_raw) of a frame of `quota`, has not been taken up since, and nothing reaches the

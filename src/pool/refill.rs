@@ -79,6 +79,20 @@ pub enum Outcome {
 
 /// Up to where a pass fills the stock when it is below `low` (R4). What each costs and saves under two loads is a table in the design,
 /// made by `cargo run --release --example growth`.
+///
+/// ```
+/// # #[cfg(feature = "std")] {
+/// # use framepool::{AnonymousMemory, Builder, Growth, LinuxPlatform, Watermarks};
+/// let marks = Watermarks { min: 0, low: 8, high: 64, max: 64 };
+/// for (growth, stock) in [(Growth::ToLow, 8), (Growth::ToHigh, 64)] {
+///     let builder = Builder::new(64).watermarks(marks).initial(0).growth(growth);
+///     let pool = builder.build(AnonymousMemory::new(64)?, LinuxPlatform::new())?;
+///     pool.maintain();
+///     assert_eq!(pool.stats().stock, stock);
+/// }
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Growth {

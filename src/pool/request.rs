@@ -66,6 +66,20 @@ impl Request {
 }
 
 /// Why there is no frame. Nothing was changed; the pool works again as soon as a frame comes back.
+///
+/// ```
+/// # #[cfg(feature = "std")] {
+/// # use framepool::{AllocError, AnonymousMemory, Builder, FallbackPolicy, Watermarks};
+/// # let marks = Watermarks { min: 0, low: 0, high: 1, max: 1 };
+/// # let pool = Builder::new(1).watermarks(marks).fallback(FallbackPolicy::Never).start(AnonymousMemory::new(1)?)?;
+/// let only = pool.alloc()?;
+/// let error = pool.alloc().err();
+/// assert_eq!(error, Some(AllocError::Exhausted));
+/// drop(only);
+/// assert!(pool.alloc().is_ok(), "a frame came back");
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[repr(u32)] // As wide as a frame number: a result of either is two plain values, which stay in registers.

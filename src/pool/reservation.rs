@@ -131,7 +131,10 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         self.reserve_with(Request::ORDINARY, frames)
     }
 
-    /// Sets `frames` frames aside, as the request says. Contexts, bound and errors as for [`reserve`](Self::reserve).
+    /// Sets `frames` frames aside, as the request says. Contexts and bound as for [`reserve`](Self::reserve).
+    ///
+    /// # Errors
+    /// As for `reserve`.
     ///
     /// ```
     /// # #[cfg(feature = "std")] {

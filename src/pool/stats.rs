@@ -8,6 +8,19 @@ use core::fmt;
 ///
 /// Exact when no operation is in progress; approximate by the frames in their hands otherwise. Taking it reads one word
 /// and two counters for each CPU. With the feature `serde` it can be serialized, field by field.
+///
+/// ```
+/// # #[cfg(feature = "std")] {
+/// # use framepool::{AnonymousMemory, Builder};
+/// # let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+/// let frame = pool.alloc()?;
+/// let stats = pool.stats();
+/// assert_eq!((stats.in_use, stats.exhausted), (1, 0));
+/// println!("{stats}"); // every figure with its name
+/// # drop(frame);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

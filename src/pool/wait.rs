@@ -89,6 +89,16 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// for itself.
     ///
     /// Contexts and ends as for [`alloc_async`](Self::alloc_async), as a [`ReserveError`].
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use framepool::{AnonymousMemory, Builder};
+    /// # let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+    /// let reservation = futures_executor::block_on(pool.reserve_async(20))?;
+    /// assert_eq!(reservation.left(), 20);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reserve_async(&self, frames: u32) -> ReserveFuture<'_, S, P> {
         self.reserve_async_with(Request::ORDINARY, frames)
     }

@@ -30,6 +30,17 @@ const GRACE: Duration = Duration::from_millis(200);
 /// A pool in a Linux process together with its worker thread, which stops when this is dropped.
 ///
 /// Everything else is [`FramePool`], to which this dereferences.
+///
+/// ```
+/// # use framepool::{AnonymousMemory, Builder};
+/// let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+/// std::thread::scope(|scope| {
+///     scope.spawn(|| drop(pool.alloc()));
+///     scope.spawn(|| drop(pool.alloc()));
+/// });
+/// let _source = pool.close()?; // every frame is back
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct WorkedPool<S: FrameSource + Send + Sync + 'static> {
     /// None if the system refused a thread when the worker was to be started again.
     worker: Option<Worker>,

@@ -30,6 +30,15 @@ pub enum HugePages {
 }
 
 /// How a window of anonymous memory is made.
+///
+/// ```
+/// use framepool::{AnonymousMemory, FrameSize, HugePages};
+/// // Huge pages if the system has set any aside, otherwise what it gives.
+/// let window = AnonymousMemory::builder(4).frame_size(FrameSize::Size2M);
+/// let source = window.huge_pages(HugePages::Explicit).build().or_else(|_| window.build())?;
+/// # let _ = source;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct AnonymousMemoryBuilder {
     frames: u32,
@@ -56,6 +65,9 @@ impl AnonymousMemoryBuilder {
     }
 
     /// Maps the window.
+    ///
+    /// Thread context: system calls, and memory from the heap for the bookkeeping. Bounded by the frames, for which links are made,
+    /// and which are filled with zeros if the window is populated.
     ///
     /// # Errors
     /// The system's error when it has no room for the window, no huge pages, or not the memory to populate it; invalid input
@@ -108,6 +120,8 @@ pub struct AnonymousMemory {
 
 impl AnonymousMemory {
     /// A window of `frames` frames of 4 KiB, with the system's defaults.
+    ///
+    /// Contexts and bound as for `build`.
     ///
     /// # Errors
     /// As for [`AnonymousMemoryBuilder::build`].

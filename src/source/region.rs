@@ -66,6 +66,8 @@ impl FixedRegion {
     /// A source over `memory`. The first frame starts at the first multiple of its size; its physical address is its virtual
     /// one until [`at`](Self::at) says otherwise.
     ///
+    /// Any context that owns the memory; bounded by the frames, for which links are made.
+    ///
     /// # Errors
     /// [`RegionTooSmall`] if there is no room for one frame.
     pub fn with_frame_size(

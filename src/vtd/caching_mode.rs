@@ -39,6 +39,8 @@ pub struct CachingMode<F>(PhantomData<F>);
 /// What a map leaves to be done, for code that is generic over the format.
 pub trait MapOutcome<'d, A: TableFrames>: sealed::Sealed {
     /// What the units must be told; nothing where they need not.
+    ///
+    /// Any context; constant time.
     fn into_invalidation(self) -> Option<Invalidation<'d, A>>;
 }
 

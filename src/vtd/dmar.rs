@@ -110,6 +110,8 @@ impl<'t> Dmar<'t> {
     }
 
     /// The structures of known types, in the order of the table; others are skipped, as the specification demands.
+    ///
+    /// Any context; a step is bounded by the length of the structures that it passes.
     pub fn structures(&self) -> impl Iterator<Item = Structure<'t>> + use<'t> {
         // `parse` has seen all of them; one that it did not accept is not in a table.
         self.records()
@@ -118,6 +120,8 @@ impl<'t> Dmar<'t> {
     }
 
     /// The units (DRHD), in the order of the table: a unit that takes all devices of its segment that no other names comes last.
+    ///
+    /// Contexts and bound as for [`structures`](Self::structures).
     pub fn hardware_units(&self) -> impl Iterator<Item = HardwareUnit<'t>> + use<'t> {
         self.structures().filter_map(|structure| match structure {
             Structure::HardwareUnit(unit) => Some(unit),
@@ -126,6 +130,8 @@ impl<'t> Dmar<'t> {
     }
 
     /// The memory that devices already use (RMRR).
+    ///
+    /// Contexts and bound as for [`structures`](Self::structures).
     pub fn reserved_memory(&self) -> impl Iterator<Item = ReservedMemory<'t>> + use<'t> {
         self.structures().filter_map(|structure| match structure {
             Structure::ReservedMemory(region) => Some(region),

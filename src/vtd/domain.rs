@@ -24,6 +24,13 @@ const WIDTH_LEAST: u8 = 13;
 const HOST_WIDTH_MOST: u8 = 52;
 
 /// The shape of a domain.
+///
+/// ```
+/// use framepool::vtd::*;
+/// // By hand; `DomainConfig::from_capabilities` asks the units.
+/// let config = DomainConfig { page_sizes: PageSizes::SIZE_2M, address_width: 39, ..DomainConfig::new(Levels::Four) };
+/// assert_eq!(config.host_address_width, 52);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DomainConfig {
     /// How many levels of tables (CAP_REG.SAGAW says which the hardware takes).
@@ -104,6 +111,25 @@ impl DomainConfig {
 ///
 /// Dropping a domain leaks its tables, reported through [`TableFrames::leaked`], since hardware may still walk them; see
 /// [`close`](Self::close).
+///
+/// ```
+/// # #[cfg(feature = "std")] {
+/// use framepool::{AnonymousMemory, Builder, PhysAddr, vtd::*};
+/// let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+/// let domain = SecondStageDomain::new(DomainConfig::new(Levels::Four), &*pool)?;
+/// let (iova, target) = (Iova::new(0x10_0000), PhysAddr::new(0x7000));
+/// // SAFETY: no device walks this domain, so any physical range will do.
+/// unsafe { domain.map(iova, target, 0x1000, Permissions::READ)? };
+/// assert_eq!(domain.translate(iova).map(|at| at.target), Some(target));
+/// let invalidation = domain.unmap(iova, 0x1000)?;
+/// // ... every unit forgets what the invalidation says; then:
+/// // SAFETY: as above.
+/// unsafe { invalidation.complete() };
+/// // SAFETY: as above.
+/// unsafe { domain.close().complete() };
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Domain<F: Format, A: TableFrames> {
     tables: Tables<A>,
     root: PhysAddr,
@@ -119,6 +145,8 @@ pub type SecondStageDomain<A> = Domain<SecondStage, A>;
 
 impl<F: Format, A: TableFrames> Domain<F, A> {
     /// An address space in which nothing is mapped.
+    ///
+    /// From thread and interrupt context, not from an NMI. Never sleeps; constant time, and one frame.
     ///
     /// # Errors
     /// [`DomainError`] names the levels or the width that are wrong, says that the hardware cannot force snooping or does not snoop its
@@ -169,6 +197,22 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     ///   complete.
     /// * Nobody maps or unmaps a page of this range at the same time. If somebody does, translations may be wrong, but no table
     ///   frame gets two owners.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use framepool::{AnonymousMemory, Builder, PhysAddr, vtd::*};
+    /// # let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+    /// # let domain = SecondStageDomain::new(DomainConfig::new(Levels::Four), &*pool)?;
+    /// let (iova, target) = (Iova::new(0x10_0000), PhysAddr::new(0x7000));
+    /// // SAFETY: no device walks this domain.
+    /// unsafe { domain.map(iova, target, 0x3000, Permissions::all())? };
+    /// // SAFETY: as above. Nothing is mapped twice:
+    /// let again = unsafe { domain.map(Iova::new(0xF_F000), target, 0x3000, Permissions::all()) };
+    /// assert_eq!(again, Err(MapError::AlreadyMapped { iova }));
+    /// assert_eq!(domain.translate(Iova::new(0xF_F000)), None, "and nothing half");
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn map(
         &self,
         iova: Iova,
@@ -232,11 +276,15 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
 
     /// How many table frames the domain uses, the root included; those in an [`Invalidation`] of an unmap do not count, those of a
     /// [`reclaim`](Self::reclaim) do until it is complete.
+    ///
+    /// Any context; one load.
     pub fn table_frames(&self) -> u64 {
         self.tables.live()
     }
 
     /// How many table frames of completed invalidations wait for calls that may still be reading them.
+    ///
+    /// Any context; one load.
     pub fn retired_frames(&self) -> u64 {
         self.tables.waiting()
     }

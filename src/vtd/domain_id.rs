@@ -94,6 +94,8 @@ impl<const WORDS: usize> DomainIds<WORDS> {
     /// All ids from 1 up to but not including `domain_ids`, the number of ids that the hardware has
     /// ([`Capabilities::domain_ids`](super::Capabilities::domain_ids); the least of all units that share domains), as far as
     /// `WORDS` reaches.
+    ///
+    /// Any context; bounded by `WORDS`.
     pub fn new(domain_ids: u32) -> Self {
         let limit = domain_ids.min(WORDS as u32 * u64::BITS).min(u32::from(u16::MAX) + 1);
         let taken = array::from_fn(|word| {

@@ -67,6 +67,19 @@ pub enum DomainError {
 }
 
 /// Why a range could not be mapped. The tables are what they were.
+///
+/// ```
+/// # #[cfg(feature = "std")] {
+/// # use framepool::{AnonymousMemory, Builder, FallbackPolicy, PhysAddr, Watermarks, vtd::*};
+/// # let marks = Watermarks { min: 0, low: 0, high: 3, max: 3 };
+/// let pool = Builder::new(3).watermarks(marks).fallback(FallbackPolicy::Never).start(AnonymousMemory::new(3)?)?;
+/// let domain = SecondStageDomain::new(DomainConfig::new(Levels::Four), &*pool)?; // takes one frame
+/// // SAFETY: no device walks this domain.
+/// let refused = unsafe { domain.map(Iova::new(0), PhysAddr::new(0), 0x1000, Permissions::READ) };
+/// assert_eq!(refused, Err(MapError::OutOfFrames { missing: 1 }), "a page needs a table of each level");
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MapError {

@@ -16,10 +16,27 @@ use core::ptr::NonNull;
 /// * When `flush` returns, everything that this CPU wrote to the bytes before is in memory, and what it writes afterwards (the
 ///   doorbell of a device, say) is not seen before.
 /// * It may be called from every context in which a domain is changed: it does not sleep, lock or panic.
+///
+/// ```
+/// use core::ptr::NonNull;
+/// use framepool::vtd::LineFlush;
+///
+/// /// A machine whose table frames are mapped uncached.
+/// struct Uncached;
+///
+/// // SAFETY: what is written is in memory, and a fence keeps later writes behind it.
+/// unsafe impl LineFlush for Uncached {
+///     unsafe fn flush(&self, _start: NonNull<u8>, _bytes: usize) {
+///         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+///     }
+/// }
+/// ```
 #[allow(unsafe_code, reason = "states duties that only the implementer can keep")]
 pub unsafe trait LineFlush {
     /// Writes the cache lines that contain the `bytes` bytes from `start` on back to memory. May be more than the lines of one
     /// call: up to 4 KiB.
+    ///
+    /// From the contexts in which a domain is changed.
     ///
     /// # Safety
     /// The bytes are mapped.

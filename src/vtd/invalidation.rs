@@ -261,6 +261,8 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     }
 
     /// The same for translations of the first stage that were made under `pasid`, whose entry names this domain.
+    ///
+    /// At most 33; any context, constant time.
     pub fn pasid_descriptors(
         &self,
         pasid: Pasid,

@@ -107,6 +107,20 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     ///
     /// From thread and interrupt context, not from an NMI, whatever is unmapped meanwhile. One entry a level; a retry means that
     /// another context has detached a table meanwhile.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use framepool::{AnonymousMemory, Builder, PhysAddr, vtd::*};
+    /// # let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+    /// # let domain = SecondStageDomain::new(DomainConfig::new(Levels::Four), &*pool)?;
+    /// // SAFETY: no device walks this domain.
+    /// unsafe { domain.map(Iova::new(0x1000), PhysAddr::new(0x7000), 0x1000, Permissions::READ)? };
+    /// let at = domain.translate(Iova::new(0x1234)).unwrap();
+    /// assert_eq!((at.target, at.permissions, at.page_size), (PhysAddr::new(0x7234), Permissions::READ, 0x1000));
+    /// assert_eq!(domain.translate(Iova::new(0x2000)), None);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn translate(&self, iova: Iova) -> Option<Translation> {
         let within = iova.as_u64() & (PAGE - 1);
         let span = Span { start: iova.as_u64() - within, end: (iova.as_u64() - within).checked_add(PAGE)? };
@@ -133,11 +147,28 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// From thread and interrupt context, not from an NMI, whatever is unmapped meanwhile. The iterator holds nothing between two
     /// steps: each walks from the root to the mapping that it returns, and sees what is mapped then; bounded by the leaves of that
     /// mapping and the tables before it.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use framepool::{AnonymousMemory, Builder, PhysAddr, vtd::*};
+    /// # let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+    /// # let domain = SecondStageDomain::new(DomainConfig::new(Levels::Four), &*pool)?;
+    /// for page in [0x1000, 0x2000, 0x5000] {
+    ///     // SAFETY: no device walks this domain.
+    ///     unsafe { domain.map(Iova::new(page), PhysAddr::new(page), 0x1000, Permissions::READ)? };
+    /// }
+    /// let ranges: Vec<_> = domain.mappings().map(|mapping| (mapping.iova.as_u64(), mapping.length)).collect();
+    /// assert_eq!(ranges, [(0x1000, 0x2000), (0x5000, 0x1000)]);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn mappings(&self) -> Mappings<'_, F, A> {
         Mappings { domain: self, rest: self.aperture() }
     }
 
     /// A text of all mappings, a line each.
+    ///
+    /// Contexts and bound are those of [`mappings`](Self::mappings), and of whatever the text is written to.
     pub fn dump(&self) -> Dump<'_, F, A> {
         Dump { domain: self }
     }

@@ -60,6 +60,9 @@ const KEPT: usize = 1024;
 
 /// A unit that reports every stale use, and the allocator of table frames that it watches.
 ///
+/// Threads only: every call takes a lock and memory from the heap. Bounded by what is cached, but for
+/// [`check`](Self::check), which reads every table.
+///
 /// ```
 /// use framepool::{AnonymousMemory, Builder, PhysAddr, vtd::*};
 ///

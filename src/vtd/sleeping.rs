@@ -26,6 +26,8 @@ pub trait PooledFrames: TableFrames + sealed::Sealed {
     type Platform: Platform;
 
     /// The pool.
+    ///
+    /// Any context; constant time.
     fn pool(&self) -> &FramePool<Self::Source, Self::Platform>;
 }
 

@@ -58,6 +58,11 @@ impl fmt::Display for Iova {
 }
 
 /// How many levels of tables a domain has (VT-d specification, CAP_REG.SAGAW and the AW field of the context entry).
+///
+/// ```
+/// use framepool::vtd::Levels;
+/// assert_eq!((Levels::Four.count(), Levels::Four.address_width()), (4, 48));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Levels {
     /// 39 bits of address.

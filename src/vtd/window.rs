@@ -12,7 +12,7 @@
 //! A slot is in exactly one place: on the stock, or with one buffer. Its record is written and read by whoever has it.
 
 use super::{
-    Domain, Format, Invalidation, Iova, MapError, Permissions, TableFrames,
+    Domain, Format, Invalidation, Iova, Permissions, TableFrames,
     width::{INTERRUPTS, PAGE, PAGE_SHIFT, Span},
 };
 use crate::{
@@ -23,7 +23,11 @@ use crate::{
     },
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
-use core::{alloc::Layout, error::Error, fmt, mem::MaybeUninit, ptr::NonNull};
+use core::{alloc::Layout, fmt, mem::MaybeUninit, ptr::NonNull};
+
+mod error;
+
+pub use error::{ShareError, WindowError};
 
 /// What a window asks of its host.
 ///
@@ -33,10 +37,14 @@ use core::{alloc::Layout, error::Error, fmt, mem::MaybeUninit, ptr::NonNull};
 #[allow(unsafe_code, reason = "states duties that only the implementer can keep")]
 pub unsafe trait WindowHost<A: TableFrames>: Sync {
     /// The physical address of the byte at `pointer`. From the contexts in which buffers are shared.
+    ///
+    /// Must not sleep, lock or panic.
     fn physical(&self, pointer: NonNull<u8>) -> PhysAddr;
 
     /// Makes hardware forget what was unmapped, waits for it, and completes the invalidation. From the contexts in which buffers are
     /// withdrawn.
+    ///
+    /// May wait for the unit, which answers in bounded time, and for nothing else.
     fn forget(&self, invalidation: Invalidation<'_, A>);
 }
 
@@ -58,84 +66,6 @@ impl WindowConfig {
     }
 }
 
-/// Why a window could not be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum WindowError {
-    /// The window is empty, starts at 0 or not at a page, does not lie in the domain, or meets the
-    /// [interrupt range](super::INTERRUPT_RANGE).
-    Range {
-        /// What was asked for.
-        config: WindowConfig,
-    },
-    /// The memory given for the bookkeeping is too small.
-    MemoryTooSmall {
-        /// What was given, in bytes.
-        given: usize,
-    },
-}
-
-impl fmt::Display for WindowError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Range { config: WindowConfig { base, slots, slot_pages } } => write!(
-                formatter,
-                "{slots} slots of {slot_pages} pages from {base} on: give at least one page, from a page other than the first, \
-                 within the domain, outside 0xfee00000..0xfef00000"
-            ),
-            Self::MemoryTooSmall { given } => {
-                write!(
-                    formatter,
-                    "{given} bytes given for the bookkeeping: ask memory_layout and mind the alignment"
-                )
-            }
-        }
-    }
-}
-
-impl Error for WindowError {}
-
-/// Why a buffer could not be shared. Nothing was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ShareError {
-    /// The buffer is empty.
-    Empty,
-    /// The buffer touches more pages than a slot has.
-    TooLong {
-        /// What it touches, in pages.
-        pages: u64,
-        /// What a slot has, in pages.
-        most: u32,
-    },
-    /// Every slot has a buffer.
-    NoSlot,
-    /// There is no frame for a part of the buffer that shares its page with other data.
-    NoFrame,
-    /// The domain refused the mapping.
-    Map(MapError),
-}
-
-impl fmt::Display for ShareError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => write!(formatter, "the buffer is empty: give at least one byte"),
-            Self::TooLong { pages, most } => {
-                write!(formatter, "the buffer touches {pages} pages, a slot has {most}: share it in parts")
-            }
-            Self::NoSlot => {
-                write!(formatter, "every slot has a buffer: withdraw one, or give the window more")
-            }
-            Self::NoFrame => {
-                write!(formatter, "no frame for a part of a page: free one, or align the buffer")
-            }
-            Self::Map(error) => write!(formatter, "{error}"),
-        }
-    }
-}
-
-impl Error for ShareError {}
-
 /// What is known of the buffer in a slot.
 struct Record {
     /// Pages that are mapped; 0 while the slot is free.
@@ -148,6 +78,41 @@ struct Record {
 /// A range of a domain, cut into slots for buffers.
 ///
 /// Lock-free and usable from several CPUs and from interrupts, as the domain is; not from an NMI.
+///
+/// ```
+/// # #[cfg(feature = "std")] {
+/// use core::{mem::MaybeUninit, ptr::NonNull};
+/// use framepool::{AnonymousMemory, Builder, PhysAddr, vtd::*};
+///
+/// struct Machine;
+/// // SAFETY: there is no unit that could remember anything, and no device that reads physical addresses.
+/// unsafe impl<A: TableFrames> WindowHost<A> for Machine {
+///     fn physical(&self, pointer: NonNull<u8>) -> PhysAddr {
+///         PhysAddr::new(pointer.addr().get() as u64)
+///     }
+///     fn forget(&self, invalidation: Invalidation<'_, A>) {
+///         // A kernel submits the descriptors and waits, then:
+///         // SAFETY: there is no unit.
+///         unsafe { invalidation.complete() }
+///     }
+/// }
+///
+/// let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+/// let domain = SecondStageDomain::new(DomainConfig::new(Levels::Four), &*pool)?;
+/// let memory = Box::leak(Box::new([MaybeUninit::uninit(); 1024]));
+/// let config = WindowConfig { base: Iova::new(0x10_0000), slots: 16, slot_pages: 2 };
+/// let window = DmaWindow::new_in(memory, &domain, Machine, config)?;
+/// let mut request = *b"for the device";
+/// let buffer = NonNull::from(&mut request[..]);
+/// // SAFETY: nobody touches the buffer until it is withdrawn.
+/// let iova = unsafe { window.share(buffer, Permissions::READ)? };
+/// assert_eq!(domain.translate(iova).unwrap().permissions, Permissions::READ);
+/// // SAFETY: with what it was shared, and there is no device that could still use it.
+/// unsafe { window.withdraw(iova, buffer, Permissions::READ) };
+/// assert_eq!(domain.translate(iova), None);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct DmaWindow<'d, F: Format, A: TableFrames, H: WindowHost<A>> {
     domain: &'d Domain<F, A>,
     host: H,
@@ -158,6 +123,8 @@ pub struct DmaWindow<'d, F: Format, A: TableFrames, H: WindowHost<A>> {
 
 impl<'d, F: Format, A: TableFrames, H: WindowHost<A>> DmaWindow<'d, F, A, H> {
     /// A window of `domain`, which maps nothing else there, with its bookkeeping in `memory`.
+    ///
+    /// Thread context; bounded by the slots.
     ///
     /// # Errors
     /// [`WindowError`] names what is wrong.
@@ -336,6 +303,8 @@ impl<'d, F: Format, A: TableFrames, H: WindowHost<A>> DmaWindow<'d, F, A, H> {
     }
 
     /// Takes a page back that [`allocate_page`](Self::allocate_page) handed out. Nothing happens if it did not.
+    ///
+    /// Contexts and bound as for [`withdraw`](Self::withdraw).
     ///
     /// # Safety
     /// Nobody uses the page any more, the device included.

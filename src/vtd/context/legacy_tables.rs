@@ -56,6 +56,8 @@ pub struct LegacyTables<A: TableFrames> {
 impl<A: TableFrames> LegacyTables<A> {
     /// Tables for `unit` in which no device has an entry. `host_address_width` is what the DMAR table says.
     ///
+    /// From thread and interrupt context, not from an NMI. Constant time; one frame.
+    ///
     /// # Errors
     /// [`AttachError::OutOfFrames`], [`AttachError::TableBeyondWidth`], or [`AttachError::NoFlush`] if the unit does not snoop and the
     /// allocator does not flush.
@@ -122,6 +124,8 @@ impl<A: TableFrames> LegacyTables<A> {
     }
 
     /// All devices that have an entry, in ascending order.
+    ///
+    /// Any context but an NMI. Bounded by the 65,536 source ids that there are; a step, by those up to the next device.
     pub fn entries(&self) -> impl Iterator<Item = (SourceId, Result<ContextEntry, EntryError>)> + '_ {
         (0..=u16::MAX)
             .map(SourceId::from_bits)
@@ -144,6 +148,8 @@ impl<A: TableFrames> LegacyTables<A> {
     }
 
     /// Takes the tables apart: they wait until hardware has let go of them.
+    ///
+    /// Any context; constant time.
     pub fn close(self) -> ClosedTables<A> {
         ClosedTables::new(self.store, self.root, LINKS)
     }

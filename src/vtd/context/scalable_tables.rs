@@ -77,6 +77,8 @@ pub struct ScalableTables<A: TableFrames> {
 impl<A: TableFrames> ScalableTables<A> {
     /// Tables for `unit` in which no device has an entry. `host_address_width` is what the DMAR table says.
     ///
+    /// From thread and interrupt context, not from an NMI. Constant time; one frame.
+    ///
     /// # Errors
     /// [`AttachError::Unsupported`] if the unit has no scalable mode, [`AttachError::OutOfFrames`],
     /// [`AttachError::TableBeyondWidth`], or [`AttachError::NoFlush`] if the unit does not snoop and the allocator does not flush.
@@ -261,6 +263,8 @@ impl<A: TableFrames> ScalableTables<A> {
     }
 
     /// Takes the tables apart: they wait until hardware has let go of them.
+    ///
+    /// Any context; constant time.
     pub fn close(self) -> ClosedTables<A> {
         ClosedTables::new(self.store, self.root, LINKS)
     }

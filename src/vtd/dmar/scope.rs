@@ -41,6 +41,8 @@ pub struct DeviceScope<'t> {
 
 impl<'t> DeviceScope<'t> {
     /// The way from the start bus to the device, as device and function of each bridge and at last of the device itself.
+    ///
+    /// Any context; constant time for a step.
     pub fn path(&self) -> impl Iterator<Item = (u8, u8)> + use<'t> {
         self.path.chunks_exact(2).filter_map(|step| Some((u8_at(step, 0)?, u8_at(step, 1)?)))
     }
