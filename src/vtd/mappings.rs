@@ -49,24 +49,35 @@ impl Mapping {
     }
 }
 
-/// Before a walk that follows one into a detached table: it does not find that table.
+/// Whether a walk that found a table detached at `stale` must be repeated, `before` being where the walk before it did.
+///
+/// The next walk does not find that table, which the caller's walk keeps from being used again (INV-10). If it does, nobody has detached it:
+/// somebody else has written over it, and what is there is no mapping.
 #[cold]
-fn look_again() {
+fn look_again(stale: Option<usize>, before: &mut Option<usize>) -> bool {
     // Ordering: Acquire, with the Release of the link in the table: it was written after the table had been unlinked.
     fence(Ordering::Acquire);
+    stale != core::mem::replace(before, stale)
 }
 
 /// A walk that hands each leaf to a closure, which may end it with an `S`.
 struct Leaves<F, S, L> {
     leaf: L,
-    /// A table was detached under the walk: what it said may hold still, in another table.
-    is_stale: bool,
+    /// Where the walk has first found that a table was detached under it: what it said may hold still, in another table.
+    stale: Option<usize>,
     marker: PhantomData<(F, S)>,
 }
 
 impl<F: Format, S, L: FnMut(Mapping, u64) -> Result<(), S>> Leaves<F, S, L> {
     fn new(leaf: L) -> Self {
-        Self { leaf, is_stale: false, marker: PhantomData }
+        Self { leaf, stale: None, marker: PhantomData }
+    }
+
+    /// `entry` was found at the start of `run`.
+    fn found_empty(&mut self, entry: u64, run: Run<'_>) {
+        if is_of_detached(entry) {
+            self.stale.get_or_insert(run.address());
+        }
     }
 }
 
@@ -78,7 +89,7 @@ impl<F: Format, S, L: FnMut(Mapping, u64) -> Result<(), S>> Visitor for Leaves<F
         match F::decode(entry, place.level) {
             Entry::Table(below) => Ok(Step::Descend(below)),
             Entry::Empty => {
-                self.is_stale |= is_of_detached(entry);
+                self.found_empty(entry, place.table.run(place.index, 1));
                 Ok(Step::Skip)
             }
             Entry::Leaf { target, permissions } => {
@@ -92,7 +103,7 @@ impl<F: Format, S, L: FnMut(Mapping, u64) -> Result<(), S>> Visitor for Leaves<F
 
     fn leaves(&mut self, run: Run<'_>, part: Span) -> Result<(), S> {
         for (page, entry) in (0..).zip(run.values()) {
-            self.is_stale |= is_of_detached(entry);
+            self.found_empty(entry, run);
             if let Entry::Leaf { target, permissions } = F::decode(entry, 1) {
                 let iova = Iova::new(part.start + page * PAGE);
                 (self.leaf)(Mapping { iova, target, length: PAGE, permissions }, PAGE)?;
@@ -132,13 +143,13 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
             Err(Translation { target, permissions: page.permissions, page_size })
         };
         let _walk = self.tables().enter(span);
+        let mut stale = None;
         loop {
             let mut leaves = Leaves::<F, _, _>::new(found);
             let at = self.walk(span, &mut leaves).err();
-            if at.is_some() || !leaves.is_stale {
+            if at.is_some() || leaves.stale.is_none() || !look_again(leaves.stale, &mut stale) {
                 return at;
             }
-            look_again();
         }
     }
 
@@ -188,6 +199,7 @@ impl<F: Format, A: TableFrames> Iterator for Mappings<'_, F, A> {
             return None;
         }
         let _walk = self.domain.tables().enter(self.rest);
+        let mut stale = None;
         let merged = loop {
             let mut merged: Option<Mapping> = None;
             let grow = |leaf: Mapping, _| {
@@ -200,10 +212,9 @@ impl<F: Format, A: TableFrames> Iterator for Mappings<'_, F, A> {
             let mut leaves = Leaves::<F, (), _>::new(grow);
             // What ends the walk is the first leaf that does not follow.
             let _ = self.domain.walk(self.rest, &mut leaves);
-            if !leaves.is_stale {
+            if leaves.stale.is_none() || !look_again(leaves.stale, &mut stale) {
                 break merged;
             }
-            look_again();
         };
         self.rest.start = merged.map_or(self.rest.end, |mapping| mapping.iova.as_u64() + mapping.length);
         merged

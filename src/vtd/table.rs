@@ -130,6 +130,11 @@ impl<'t> Table<'t> {
 pub(crate) struct Run<'t>(&'t [AtomicU64]);
 
 impl<'t> Run<'t> {
+    /// Where the entries are in memory, for comparisons.
+    pub(crate) fn address(self) -> usize {
+        self.0.as_ptr().addr()
+    }
+
     /// How many entries.
     pub(crate) const fn length(self) -> usize {
         self.0.len()

@@ -40,7 +40,7 @@ pub fn check_bounds(bytes: &[u8]) {
 }
 
 /// Any bytes, as they are and with length and checksum made right.
-pub fn run(bytes: &[u8]) {
+pub fn bytes(bytes: &[u8]) {
     check_bounds(bytes);
     if bytes.len() >= HEADER {
         check_bounds(&sealed(bytes.to_vec()));

@@ -335,3 +335,11 @@ pub fn run(shape: Shape, actions: Vec<Action>) -> usize {
     assert_eq!(pool.close().unwrap().out(), 0);
     handlers
 }
+
+/// Any bytes as a pool and what happens to it.
+pub fn bytes(bytes: &[u8]) {
+    let mut bytes = Unstructured::new(bytes);
+    if let Ok(shape) = bytes.arbitrary() {
+        run(shape, super::rest(&mut bytes, 256));
+    }
+}

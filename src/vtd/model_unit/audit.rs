@@ -14,9 +14,6 @@ use crate::{
 };
 use std::{vec, vec::Vec};
 
-/// The entries of a table.
-const ENTRIES: u64 = 512;
-
 impl State {
     pub(super) fn check<A: TableFrames>(&mut self, frames: &A) {
         self.check_translations(frames);
@@ -75,14 +72,18 @@ impl State {
         let domain = space.domain;
         let mut left = vec![(space.root, space.shape.levels, 0_u64)];
         while let Some((frame, level, start)) = left.pop() {
-            if !self.memory.is_live(frame) {
+            let Some(words) = self.memory.table(frames, frame) else {
                 self.report(Violation::NoTable { frame, domain, iova: Iova::new(start), level });
                 continue;
-            }
-            for index in 0..ENTRIES {
+            };
+            for (index, (seen, entry)) in (0..).zip(words) {
+                if seen | entry == 0 {
+                    continue;
+                }
                 let iova = start + index * covers(level);
-                self.entry(frames, space, frame, level, iova);
-                let entry = self.memory.written(frames, frame, index as usize).unwrap_or(0);
+                if seen != entry {
+                    self.entry(frames, space, frame, level, iova);
+                }
                 match read(entry, level, &space.shape) {
                     Ok(Meaning::Table { frame, .. }) => left.push((frame, level - 1, iova)),
                     Ok(Meaning::Leaf { .. } | Meaning::Absent) => {}

@@ -89,6 +89,19 @@ impl Memory {
         }
     }
 
+    /// Each word of a table as the unit reads it and as the processor has last written it; nothing if the frame is not in use.
+    pub(super) fn table<A: TableFrames>(&self, frames: &A, frame: PhysAddr) -> Option<[(u64, u64); WORDS]> {
+        let record = self.frames.get(&frame).filter(|record| record.is_live)?;
+        Some(core::array::from_fn(|index| {
+            // SAFETY: the frame is live, and the index is within.
+            let word = unsafe { word(frames, frame, index) };
+            // Ordering: Acquire, as for `written`.
+            let written = word.load(Ordering::Acquire);
+            let flushed = record.flushed.as_ref().and_then(|words| words.get(index));
+            (flushed.copied().unwrap_or(written), written)
+        }))
+    }
+
     /// The lines that contain the `bytes` bytes from `start` on go to memory.
     pub(super) fn flush<A: TableFrames>(&mut self, frames: &A, start: usize, bytes: usize) {
         let (first, end) = (start & !(LINE - 1), start.saturating_add(bytes).next_multiple_of(LINE));

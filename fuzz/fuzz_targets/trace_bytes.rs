@@ -1,0 +1,4 @@
+//! A trace of any bytes.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| framepool_fuzz::actions::trace_bytes(bytes));
