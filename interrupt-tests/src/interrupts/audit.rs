@@ -126,7 +126,9 @@ impl World<'_> {
         self.audit_bell(&stats)?;
         #[cfg(feature = "vtd")]
         self.audit_translations()?;
-        Ok(())
+        #[cfg(feature = "vtd")]
+        self.audit_units()?;
+        self.audit_place()
     }
 
     /// INV-8: what was set aside is drawn or left.
@@ -179,6 +181,8 @@ impl World<'_> {
             }
         };
         self.hands.iter().chain(&self.charged).flat_map(|hand| hand.kept()).for_each(&mut place);
+        #[cfg(feature = "vtd")]
+        self.for_each_unit_table(&mut place);
         #[cfg(feature = "vtd")]
         let detached = self.for_each_table(&mut place);
         #[cfg(not(feature = "vtd"))]

@@ -1,7 +1,7 @@
-//! A crowd: operations stopped in the middle, one inside the other, until one holds the CPU's cache and the others every magazine
-//! that has room. A free then finds no place but the overflow.
+//! A crowd: operations stopped in the middle, one inside the other. The first holds the CPU's cache, so that whoever comes inside finds it
+//! busy; the others hold every magazine that has room, so that a free finds no place but the overflow.
 //!
-//! It takes six of them: an allocation that has claimed the cache, and as many frees as the pool has spare magazines for one
+//! That takes six of them: an allocation that has claimed the cache, and as many frees as the pool has spare magazines for one
 //! CPU, and one. Where each is to be stopped is found by trying: at the first point at which a census misses what it should hold.
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
 };
 use std::cell::Cell;
 
-/// How many operations are stopped.
+/// How many operations are stopped at most.
 pub const CROWD: usize = 6;
 /// The magazines of a cache.
 const IN_CACHE: usize = 2;
@@ -36,7 +36,7 @@ impl<P> Crowd<P> {
         P: Copy + Eq + std::hash::Hash,
     {
         let mut crowd = Self::NOBODY;
-        for number in 0..CROWD {
+        for number in 0..state.crowd() {
             let (operation, level) = member(number);
             let record = stage(memory, state, |world| {
                 crowd.within(interrupter, world, || {

@@ -41,7 +41,11 @@ impl Platform for Host {
 struct Page(UnsafeCell<[u64; FRAME / 8]>);
 
 /// The memory of all frames, used by one pool after the other.
-pub struct Memory(Box<[Page; FRAMES]>);
+pub struct Memory {
+    pages: Box<[Page; FRAMES]>,
+    /// The last random number.
+    random: AtomicU32,
+}
 
 // SAFETY: each page is reached through the frame that stands for it, which has one owner; that this is so is what is tested, with
 // stamps that are atomics.
@@ -50,7 +54,17 @@ unsafe impl Sync for Memory {}
 impl Default for Memory {
     fn default() -> Self {
         let pages: Vec<_> = (0..FRAMES).map(|_| Page(UnsafeCell::new([0; FRAME / 8]))).collect();
-        Self(pages.try_into().ok().unwrap())
+        Self { pages: pages.try_into().ok().unwrap(), random: AtomicU32::new(1) }
+    }
+}
+
+impl Memory {
+    /// A random number, the next of a series that is the same for every memory: a linear congruential generator (Knuth, The Art of
+    /// Computer Programming, volume 2, section 3.2.1) of which the upper bits are of use.
+    fn random(&self) -> u32 {
+        let next = self.random.load(SeqCst).wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        self.random.store(next, SeqCst);
+        next
     }
 }
 
@@ -67,6 +81,16 @@ impl<'m> Supply<'m> {
     pub fn new(memory: &'m Memory) -> Self {
         let (failing, returned_twice) = (AtomicBool::new(false), AtomicBool::new(false));
         Self { memory, out: AtomicU64::new(0), failing, returned_twice }
+    }
+
+    /// The memory behind it.
+    pub fn memory(&self) -> &'m Memory {
+        self.memory
+    }
+
+    /// A random number, see [`Memory::random`].
+    pub fn random(&self) -> u32 {
+        self.memory.random()
     }
 
     /// Whether the frame `number` is with the pool or its users.
@@ -120,7 +144,7 @@ unsafe impl FrameSource for Supply<'_> {
         }
     }
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
-        let page = &self.memory.0[number_of(frame).unwrap_or(0)];
+        let page = &self.memory.pages[number_of(frame).unwrap_or(0)];
         NonNull::new(page.0.get().cast()).unwrap_or(NonNull::dangling())
     }
     fn base(&self) -> PhysAddr {

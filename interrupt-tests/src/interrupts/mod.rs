@@ -6,7 +6,8 @@
 //! its end on the same stack, as an interrupt does, and go on.
 //!
 //! # To add an operation
-//! One entry in `operations.rs` (or `quota.rs` and `waiting.rs`; `tables.rs`, `changes.rs`, `pieces.rs`, `notes.rs` and `looks.rs` for the page-table builder): a function that makes the call, what it needs, and
+//! One entry in `operations.rs` (or `quota.rs`, `waiting.rs` and `fixed.rs`; `tables.rs`, `changes.rs`, `pieces.rs`, `notes.rs` and `looks.rs` for the page-table builder, `units.rs`
+//! for what leads to its tables): a function that makes the call, what it needs, and
 //! where it may run. It is then interrupted everywhere by every other, and interrupts every other. A state that it needs
 //! and that no row of `situations.rs` has is one more row there.
 //!
@@ -18,6 +19,7 @@ pub mod audit;
 #[cfg(feature = "vtd")]
 pub mod changes;
 pub mod crowd;
+pub mod fixed;
 pub mod host;
 pub mod landing;
 #[cfg(feature = "vtd")]
@@ -33,5 +35,7 @@ pub mod sweep;
 #[cfg(feature = "vtd")]
 pub mod tables;
 pub mod tier;
+#[cfg(feature = "vtd")]
+pub mod units;
 pub mod waiting;
 pub mod world;

@@ -28,8 +28,11 @@ pub enum Of {
     Reservation,
     Quota,
     Tables,
+    Place,
     /// All tables.
     Mappings,
+    /// The tables that lead to a domain, and its id.
+    Units,
 }
 
 impl Role {
@@ -110,11 +113,17 @@ pub fn all() -> impl Iterator<Item = &'static Operation> {
         .chain(super::changes::CHANGES)
         .chain(super::pieces::PIECEWISE)
         .chain(super::notes::NOTES)
-        .chain(super::looks::LOOKS);
+        .chain(super::looks::LOOKS)
+        .chain(super::units::UNITS);
     #[cfg(not(feature = "vtd"))]
     let tables = [].iter();
-    POOL.iter().chain(super::waiting::WAITING).chain(super::quota::QUOTA).chain(tables)
+    let pools =
+        POOL.iter().chain(super::waiting::WAITING).chain(super::quota::QUOTA).chain(super::fixed::FIXED);
+    pools.chain(tables)
 }
+
+/// Changes of direction in one [`walk`].
+const STRETCHES: usize = 10;
 
 // Those that bring a pool into a state.
 pub const ALLOC: Operation = Operation::new("alloc", Role::Any, alloc).settled_by(check_refusal);
@@ -134,8 +143,18 @@ pub const MAINTAIN: Operation = Operation::new("maintain", Role::Thread, maintai
 pub const SET_ASIDE: Operation = Operation::new("reserve 4", Role::Any, reserve)
     .needs(|world, hand| world.reservations[hand.level].get().is_none())
     .settled_by(check_refusal);
+pub const SET_ASIDE_ZEROED: Operation =
+    Operation::new("reserve 4, zeroed", Role::Interrupted, reserve_zeroed)
+        .needs(|world, hand| world.reservations[hand.level].get().is_none())
+        .settled_by(check_refusal)
+        .of(Of::Reservation);
 pub const DRAW: Operation = Operation::new("draw", Role::Any, draw)
-    .needs(|world, _| world.shared.get().is_some())
+    .needs(|world, _| world.shared.get().is_some_and(|shared| !shared.is_zeroed()))
+    .settled_by(check_draw)
+    .of(Of::Reservation);
+pub const DRAW_ZEROED: Operation = Operation::new("draw, zeroed", Role::Any, draw)
+    .zeroed()
+    .needs(|world, _| world.shared.get().is_some_and(Reservation::is_zeroed))
     .settled_by(check_draw)
     .of(Of::Reservation);
 
@@ -155,7 +174,9 @@ static POOL: &[Operation] = &[
     Operation::new("from_raw, into_raw", Role::Interrupted, round_trip)
         .needs(|world, hand| world.open_up(hand, 1)),
     SET_ASIDE,
+    SET_ASIDE_ZEROED,
     DRAW,
+    DRAW_ZEROED,
     Operation::new("drop a reservation", Role::Any, drop_reservation)
         .needs(|world, hand| world.reservations[hand.level].get().is_some())
         .of(Of::Reservation),
@@ -166,6 +187,7 @@ static POOL: &[Operation] = &[
     Operation::new("alloc and free", Role::Interrupting, alloc_and_free),
     Operation::new("free two", Role::Interrupting, free_two).needs(|world, hand| world.open_up(hand, 2)),
     Operation::new("take all, give all", Role::Interrupting, churn).critical(),
+    Operation::new("walk at random", Role::Interrupting, walk),
     Operation::new("alloc on the other CPU", Role::Interrupting, alloc_elsewhere),
     Operation::new("free on the other CPU", Role::Interrupting, free_elsewhere)
         .needs(|world, hand| world.open_up(hand, 1)),
@@ -266,7 +288,16 @@ extern "C" fn round_trip(world: &World<'_>, hand: &Hand) {
 }
 
 extern "C" fn reserve(world: &World<'_>, hand: &Hand) {
-    let outcome = match world.pool.reserve(4) {
+    set_aside(world, hand, Request::ORDINARY);
+}
+
+extern "C" fn reserve_zeroed(world: &World<'_>, hand: &Hand) {
+    set_aside(world, hand, Request::ORDINARY.zeroed());
+}
+
+#[inline(always)]
+fn set_aside(world: &World<'_>, hand: &Hand, request: Request) {
+    let outcome = match world.pool.reserve_with(request, 4) {
         Ok(reservation) => {
             world.reservations[hand.level].put(reservation);
             TAKEN
@@ -359,6 +390,17 @@ pub extern "C" fn churn(world: &World<'_>, hand: &Hand) {
         world.disown(hand, frame.as_u64());
         // SAFETY: laid down in the loop above, and not taken up since.
         drop(unsafe { Frame::from_raw(world.pool, frame) });
+    }
+}
+
+/// A walk of allocations and frees, on both CPUs, that is another one each time: magazines go down and come up again in every order, so
+/// that a stack's head is often what it was while the rest is not.
+extern "C" fn walk(world: &World<'_>, hand: &Hand) {
+    for _ in 0..STRETCHES {
+        let next = world.supply().random();
+        let (operation, count) = (if next >> 31 == 0 { &ALLOC } else { &FREE }, 1 + (next >> 28) % 6);
+        let stretch = || (0..count).for_each(|_| _ = world.perform(operation, hand.level));
+        if next >> 27 & 1 == 0 { stretch() } else { elsewhere(world, stretch) }
     }
 }
 

@@ -2,9 +2,10 @@
 
 use super::{
     crowd::CROWD,
+    fixed::FILL,
     operations::{
-        ALLOC, ALLOC_CRITICAL, ALLOC_ZEROED, DRAW, FREE, FREE_ZEROED, MAINTAIN, Of, Operation, Role,
-        SET_ASIDE,
+        ALLOC, ALLOC_CRITICAL, ALLOC_ZEROED, DRAW, DRAW_ZEROED, FREE, FREE_ZEROED, MAINTAIN, Of, Operation,
+        Role, SET_ASIDE, SET_ASIDE_ZEROED,
     },
     quota::{CHARGE, GUARANTEE, LIMIT},
     world::{LEVELS, MAGAZINE, ORDINARY, PROVIDED, RESERVE, World},
@@ -24,14 +25,32 @@ pub struct Situation {
 pub enum Subject {
     /// The tiers.
     Tiers,
-    /// Reservations: a context's own, and one from which all draw, of which so many frames have been drawn.
-    Reservations { drawn: u32 },
+    /// Reservations: a context's own, and one from which all draw.
+    Reservations(SetAside),
     /// A quota, of which the thread holds so many frames, and each interrupt.
     Quota { mine: u32, theirs: u32 },
+    /// One stopped operation that has the cache, in the middle of which so many frames have been taken.
+    Busy { taken: u32 },
     /// A crowd of stopped operations, in the middle of which so many frames have gone to the overflow.
     Crowd { overflowed: u32 },
+    /// A place for another pool, with or without one.
+    Place { filled: bool },
     /// A page-table domain over the pool.
     Tables(Mapped),
+    /// The tables of a unit over the pool: whether the thread and the interrupts have attached something, and the frames left for ordinary
+    /// callers.
+    Units { mine: bool, theirs: bool, left: u32 },
+}
+
+/// The state of reservations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetAside {
+    /// Frames that have been drawn from the one that all share.
+    pub drawn: u32,
+    /// Whether all of them are of zeroed frames.
+    pub zeroed: bool,
+    /// Whether the thread has one of its own, too.
+    pub own: bool,
 }
 
 /// The state of a domain.
@@ -92,12 +111,14 @@ const SCARCE: u32 = 2;
 const PLENTY: u32 = 6;
 /// Table frames that a domain with everything mapped takes, and some.
 const FOR_TABLES: u32 = 18;
+/// Frames that the tables of a unit in both modes take, and some.
+const FOR_UNITS: u32 = 11;
 /// Frames of both magazines of a cache.
 const CACHE: u32 = 2 * MAGAZINE;
 
 /// Every state that is tried.
 pub fn all() -> Vec<Situation> {
-    [tiers(), clean(), others(), quota(), tables()].concat()
+    [tiers(), clean(), others(), quota(), tables(), units()].concat()
 }
 
 fn state(subject: Subject, steps: &[Step]) -> Situation {
@@ -150,17 +171,25 @@ fn clean() -> Vec<Situation> {
     all
 }
 
-/// Reservations and crowds.
+/// Reservations, crowds, and places for pools.
 fn others() -> Vec<Situation> {
     let mut all = Vec::new();
     // Every fill level of a reservation, with and without a host that helps others out.
-    for drawn in 0..=4 {
-        let subject = Subject::Reservations { drawn };
+    let mut reservation = |drawn, zeroed, own| {
+        let subject = Subject::Reservations(SetAside { drawn, zeroed, own });
         all.extend([state(subject, &[]), state(subject, &[Step::Fail])]);
-    }
+    };
+    (0..=4).for_each(|drawn| reservation(drawn, false, true));
+    // Of zeroed frames: loose ones, those of a magazine, none; and the thread has yet to set some aside.
+    [0, LAST_OF_MAGAZINE, 4].into_iter().for_each(|drawn| reservation(drawn, true, true));
+    reservation(0, true, false);
     // Every fill level of the overflow that the thread can bring about, with one frame left to give.
     let crowd = |overflowed| state(Subject::Crowd { overflowed }, &[Step::Take(CROWDED)]);
     all.extend((0..CROWDED - 1).map(crowd));
+    // The cache is busy: every length of the partial magazine, with full ones and without, and nothing at all.
+    let busy = |taken| state(Subject::Busy { taken }, &[]);
+    all.extend([0, 1, MAGAZINE - 1, ORDINARY - 2, ORDINARY - 1, ORDINARY].map(busy));
+    all.extend([false, true].map(|filled| state(Subject::Place { filled }, &[])));
     all
 }
 
@@ -193,30 +222,53 @@ fn tables() -> Vec<Situation> {
     all
 }
 
+/// What is attached to a unit, and every fill level from none to more than any call takes.
+fn units() -> Vec<Situation> {
+    let attached = [(false, false), (true, false), (false, true), (true, true)];
+    let all = attached
+        .into_iter()
+        .flat_map(|(mine, theirs)| [0, 1, SCARCE, PLENTY].map(|left| (mine, theirs, left)));
+    all.map(|(mine, theirs, left)| state(Subject::Units { mine, theirs, left }, &[Step::Fail])).collect()
+}
+
 impl Situation {
+    /// Brings the pool into this state when the crowd, if there is one, has gathered.
+    pub fn prepare_inside(&self, world: &World<'_>) {
+        match self.subject {
+            Subject::Crowd { overflowed } => (0..overflowed).for_each(|_| world.must_perform(&FREE, 0)),
+            Subject::Busy { taken } => (0..taken).for_each(|_| world.must_perform(&ALLOC, 0)),
+            _ => {}
+        }
+    }
+
     /// Whether the operation is tried in this state. To those of the pool, those of a reservation or a domain are allocations and
     /// frees, which they know from each other: one state of each kind.
     pub fn is_for(&self, operation: &Operation) -> bool {
         match (self.subject, operation.of) {
             (Subject::Tiers, of) => of == Of::Pool,
             // Nobody waits for a crowd.
-            (Subject::Crowd { .. }, of) => of == Of::Pool && operation.role != Role::Interrupted,
-            (Subject::Reservations { drawn }, Of::Pool) => drawn == LAST_OF_MAGAZINE,
-            (Subject::Reservations { .. }, of) => of == Of::Reservation,
+            (Subject::Crowd { .. } | Subject::Busy { .. }, of) => {
+                of == Of::Pool && operation.role != Role::Interrupted
+            }
+            (Subject::Place { .. }, of) => of == Of::Place,
+            (Subject::Reservations(set), Of::Pool) => set.drawn == LAST_OF_MAGAZINE && !set.zeroed,
+            (Subject::Reservations(_), of) => of == Of::Reservation,
             (Subject::Quota { mine, theirs }, Of::Pool) => mine == GUARANTEE && theirs > 0,
             (Subject::Quota { .. }, of) => of == Of::Quota,
             (Subject::Tables(mapped), Of::Pool) => mapped.mine == State::Nothing && mapped.left == SCARCE,
             (Subject::Tables(mapped), Of::Mappings) => mapped.is_looked_at(),
             (Subject::Tables(_), of) => of == Of::Tables,
+            (Subject::Units { .. }, of) => of == Of::Units,
         }
     }
 
     /// Whether it is tried in this state what `interrupt` does in the middle of `operation`.
     pub fn is_for_both(&self, operation: &Operation, interrupt: &Operation) -> bool {
         let related = match (self.subject, interrupt.of) {
-            (Subject::Tiers | Subject::Crowd { .. }, of) => of == Of::Pool,
-            (Subject::Reservations { .. }, Of::Pool) => operation.of == Of::Reservation,
-            (Subject::Reservations { .. }, of) => of == Of::Reservation,
+            (Subject::Tiers | Subject::Crowd { .. } | Subject::Busy { .. }, of) => of == Of::Pool,
+            (Subject::Place { .. }, of) => of == Of::Place,
+            (Subject::Reservations(_), Of::Pool) => operation.of == Of::Reservation,
+            (Subject::Reservations(_), of) => of == Of::Reservation,
             (Subject::Quota { .. }, Of::Pool) => operation.of == Of::Quota,
             (Subject::Quota { .. }, of) => of == Of::Quota,
             // Those of the pool take frames from a call of the builder that needs them, or leave it enough.
@@ -225,6 +277,8 @@ impl Situation {
             }
             (Subject::Tables(mapped), Of::Mappings) => mapped.is_looked_at(),
             (Subject::Tables(_), of) => of == Of::Tables,
+            (Subject::Units { left, .. }, Of::Pool) => [SCARCE, PLENTY].contains(&left),
+            (Subject::Units { .. }, of) => of == Of::Units,
         };
         let waits = operation.locks && interrupt.role == Role::Thread;
         self.is_for(operation) && interrupt.role.interrupts() && related && !waits
@@ -232,6 +286,14 @@ impl Situation {
 
     pub fn has_tables(&self) -> bool {
         matches!(self.subject, Subject::Tables(_))
+    }
+
+    pub fn has_place(&self) -> bool {
+        matches!(self.subject, Subject::Place { .. })
+    }
+
+    pub fn has_units(&self) -> bool {
+        matches!(self.subject, Subject::Units { .. })
     }
 
     pub fn has_quota(&self) -> bool {
@@ -243,12 +305,25 @@ impl Situation {
         if self.has_quota() { GUARANTEE } else { 0 }
     }
 
+    /// How many operations are stopped.
+    pub fn crowd(&self) -> usize {
+        match self.subject {
+            Subject::Busy { .. } => 1,
+            Subject::Crowd { .. } => CROWD,
+            _ => 0,
+        }
+    }
+
     fn is_crowded(&self) -> bool {
         matches!(self.subject, Subject::Crowd { .. })
     }
 
     pub fn for_tables(&self) -> u32 {
-        if self.has_tables() { FOR_TABLES } else { 0 }
+        match self.subject {
+            Subject::Tables(_) => FOR_TABLES,
+            Subject::Units { .. } => FOR_UNITS,
+            _ => 0,
+        }
     }
 
     /// Frames that the pool may own.
@@ -277,7 +352,7 @@ impl Situation {
 
     /// Magazines that the pool has for reservations.
     pub fn reservations(&self) -> u32 {
-        if matches!(self.subject, Subject::Reservations { .. }) { LEVELS as u32 } else { 0 }
+        if matches!(self.subject, Subject::Reservations(_)) { LEVELS as u32 } else { 0 }
     }
 
     /// Brings a fresh pool into this state.
@@ -287,15 +362,23 @@ impl Situation {
         // A fresh pool has more than `max`, with what the interrupts have taken, and has rung.
         repeat(&MAINTAIN, 0, 1);
         match self.subject {
-            Subject::Tiers => {}
-            Subject::Reservations { drawn } => {
-                repeat(&SET_ASIDE, 2, 1);
+            Subject::Tiers | Subject::Busy { .. } => {}
+            Subject::Place { filled } => repeat(&FILL, 2, u32::from(filled)),
+            Subject::Reservations(SetAside { drawn, zeroed, own }) => {
+                let (set_aside, draw) =
+                    if zeroed { (&SET_ASIDE_ZEROED, &DRAW_ZEROED) } else { (&SET_ASIDE, &DRAW) };
+                if zeroed {
+                    // Frames that are known to be zero, in the depot too.
+                    repeat(&ALLOC, 0, ORDINARY);
+                    repeat(&FREE_ZEROED, 0, ORDINARY);
+                }
+                repeat(set_aside, 2, 1);
                 world.reservations[2]
                     .take()
                     .into_iter()
                     .for_each(|reservation| world.shared.put(reservation));
-                (0..2).for_each(|level| repeat(&SET_ASIDE, level, 1));
-                repeat(&DRAW, 0, drawn);
+                (usize::from(!own)..2).for_each(|level| repeat(set_aside, level, 1));
+                repeat(draw, 0, drawn);
             }
             Subject::Quota { mine, theirs } => {
                 [mine, theirs, theirs]
@@ -308,8 +391,12 @@ impl Situation {
             Subject::Tables(mapped) => {
                 #[cfg(feature = "vtd")]
                 world.map_in_advance(mapped);
-                let stats = world.pool.stats();
-                repeat(&ALLOC, 0, (stats.cached + stats.stock - stats.reserve) as u32 - mapped.left);
+                leave(world, mapped.left);
+            }
+            Subject::Units { mine, theirs, left } => {
+                #[cfg(feature = "vtd")]
+                world.attach_in_advance(mine, theirs);
+                leave(world, left);
             }
         }
         for &step in &self.steps {
@@ -329,6 +416,13 @@ impl Situation {
         }
         world.start();
     }
+}
+
+/// Takes frames until so many are left for ordinary callers.
+fn leave(world: &World<'_>, left: u32) {
+    let stats = world.pool.stats();
+    let there = (stats.cached + stats.stock - stats.reserve) as u32;
+    (left..there).for_each(|_| world.must_perform(&ALLOC, 0));
 }
 
 impl fmt::Display for Situation {

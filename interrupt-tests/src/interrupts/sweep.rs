@@ -4,8 +4,8 @@ use super::{
     crowd::Crowd,
     host::Memory,
     landing::{Call, Interrupter, Landing, landings},
-    operations::{self, FREE, Operation, Role},
-    situations::{self, Situation, Subject},
+    operations::{self, Operation, Role},
+    situations::{self, Situation},
     tier::{self, Seen},
     world::{World, stage},
 };
@@ -93,10 +93,7 @@ impl<'i, I: Interrupter> Sweep<'i, I> {
 
     /// Records the operation in one state and interrupts it wherever it went; whether it can run there.
     fn run_in(&mut self, state: &Situation, number: u64) -> bool {
-        self.crowd = match state.subject {
-            Subject::Crowd { .. } => Crowd::gather(self.interrupter, &self.memory, state),
-            _ => Crowd::NOBODY,
-        };
+        self.crowd = Crowd::gather(self.interrupter, &self.memory, state);
         let (recorded, verdict) = self.stage(state, |world| {
             let before = Seen::of(world);
             let record = world.attempt(self.operation, 0, |call| self.interrupter.record(call))?;
@@ -150,9 +147,7 @@ impl<'i, I: Interrupter> Sweep<'i, I> {
     ) -> (Option<R>, Result<(), String>) {
         stage(&self.memory, state, |world| {
             self.crowd.within(self.interrupter, world, || {
-                if let Subject::Crowd { overflowed } = state.subject {
-                    (0..overflowed).for_each(|_| world.must_perform(&FREE, 0));
-                }
+                state.prepare_inside(world);
                 play(world)
             })
         })

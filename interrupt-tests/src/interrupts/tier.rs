@@ -10,7 +10,7 @@ pub struct Seen {
     sides: [Side; 2],
     /// Frames that a magazine can hold.
     magazine: u32,
-    /// Tables of the domain.
+    /// Tables of the domain, or of the unit.
     tables: u64,
 }
 
@@ -37,7 +37,8 @@ impl Seen {
         // SAFETY: no operation is in progress, but for those that the caller has stopped.
         unsafe { world.pool.census(visit) };
         #[cfg(feature = "vtd")]
-        let tables = world.space.as_ref().map_or(0, |space| space.table_frames());
+        let tables = world.space.as_ref().map_or(0, |space| space.table_frames())
+            + world.units.as_ref().map_or(0, |units| units.table_frames());
         #[cfg(not(feature = "vtd"))]
         let tables = 0;
         Self { stats: world.pool.stats(), sides, magazine: world.magazine, tables }

@@ -3,6 +3,7 @@
 use super::{
     audit::Before,
     crowd::CROWD,
+    fixed::Fixed,
     host::{FRAME, FRAMES, Host, Memory, Pool, Supply, number_of},
     operations::Operation,
     quota::{Account, GUARANTEE, LIMIT},
@@ -111,6 +112,10 @@ pub struct World<'w> {
     pub pool: &'w Pool<'w>,
     #[cfg(feature = "vtd")]
     pub space: Option<super::tables::Space<'w>>,
+    #[cfg(feature = "vtd")]
+    pub units: Option<super::units::Units<'w>>,
+    /// A place for another pool.
+    pub fixed: Option<Fixed<'w>>,
     /// A quota of the pool, and what each context holds of it.
     pub quota: Option<Account<'w>>,
     pub charged: [Hand; LEVELS],
@@ -145,6 +150,9 @@ impl<'w> World<'w> {
             pool,
             #[cfg(feature = "vtd")]
             space: None,
+            #[cfg(feature = "vtd")]
+            units: None,
+            fixed: None,
             quota: None,
             charged: std::array::from_fn(Hand::new),
             reservations: [const { Kept::nothing() }; LEVELS],
@@ -352,14 +360,19 @@ fn perform_on<'p, R>(
     #[cfg(feature = "vtd")]
     {
         world.space = domain.as_ref().map(super::tables::Space::new);
+        world.units = situation.has_units().then(|| super::units::Units::new(pool));
     }
+    world.fixed = situation.has_place().then(|| Fixed::new(pool.source().memory()));
     world.quota = situation.has_quota().then(|| pool.quota(GUARANTEE, LIMIT).unwrap());
     situation.prepare(&world);
     let result = play(&world);
     let verdict = world.audit();
     if verdict.is_ok() {
         #[cfg(feature = "vtd")]
-        world.empty_space();
+        {
+            world.empty_space();
+            world.units.take().into_iter().for_each(super::units::Units::close);
+        }
         world.discharge_all();
         world.give_back_all();
     }
