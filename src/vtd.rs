@@ -44,6 +44,7 @@ pub mod dmar;
 mod domain;
 mod domain_id;
 mod domain_stats;
+mod dump;
 mod error;
 mod first_stage;
 mod flush;
@@ -92,6 +93,7 @@ pub use dmar::{Dmar, DmarError};
 pub use domain::{Domain, DomainConfig, FirstStageDomain, SecondStageDomain};
 pub use domain_id::{DomainId, DomainIdNotTaken, DomainIds};
 pub use domain_stats::DomainStats;
+pub use dump::Dump;
 pub use error::{DomainError, MapError, ProtectError, RangeError, TooFewFrames, UnmapError};
 pub use first_stage::FirstStage;
 #[cfg(target_arch = "x86_64")]
@@ -100,7 +102,7 @@ pub use flush::{FlushedFrames, LineFlush};
 pub use format::{Entry, Format, Permissions, Stage};
 pub use hardware::{CapabilityError, Hardware};
 pub use invalidation::{Invalidation, IovaRange};
-pub use mappings::{Dump, Mapping, Mappings, Translation};
+pub use mappings::{LeafRun, LeafRuns, Mapping, Mappings, Translation};
 #[cfg(feature = "model")]
 pub use model_unit::{EntryProblem, Fault, ModelUnit, Violation};
 pub use page_block::{Blocks, PageBlock, Selection};

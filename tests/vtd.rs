@@ -337,5 +337,20 @@ fn the_dump_merges_what_belongs_together() {
 0x00003fe00000..0x000080200000 -> 0x00003fe00000  1028 MiB  rw
 ";
     assert_eq!(dump, expected);
+    // The same as a tree: no table twice, no leaf outside its table.
+    let tree = format!("{:#}", domain.dump());
+    let expected = "\
+0x000000000000  table of level 3, the root
+  0x000000000000  table of level 2
+    0x000000000000  table of level 1
+      0x000000001000..0x000000002000 -> 0x000000000000  1 x 4 KiB  r-
+      0x000000002000..0x000000003000 -> 0x000000001000  1 x 4 KiB  -w
+    0x00003fe00000..0x000040000000 -> 0x00003fe00000  1 x 2 MiB  rw
+  0x000040000000..0x000080000000 -> 0x000040000000  1 x 1 GiB  rw
+  0x000080000000  table of level 2
+    0x000080000000..0x000080200000 -> 0x000080000000  1 x 2 MiB  rw
+";
+    assert_eq!(tree, expected);
+    assert_eq!(tree.matches("table").count() as u64, domain.table_frames());
     close(domain);
 }

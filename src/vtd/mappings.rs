@@ -1,4 +1,4 @@
-//! Looking: single translations, merged mappings, and the dump. Walks that read and change nothing.
+//! Looking: single translations, merged mappings, and runs of leaves. Walks that read and change nothing.
 
 use super::{
     TableFrames,
@@ -177,11 +177,53 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         Mappings { domain: self, rest: self.aperture() }
     }
 
-    /// A text of all mappings, a line each.
+    /// The leaves in ascending order, those of one size that lie in a row in one table and belong together as one: what a picture of
+    /// the tables is made of.
     ///
-    /// Contexts and bound are those of [`mappings`](Self::mappings), and of whatever the text is written to.
-    pub fn dump(&self) -> Dump<'_, F, A> {
-        Dump { domain: self }
+    /// Contexts and steps as for [`mappings`](Self::mappings).
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use framepool::{AnonymousMemory, Builder, PhysAddr, vtd::*};
+    /// # let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
+    /// # let config = DomainConfig { page_sizes: PageSizes::SIZE_2M, ..DomainConfig::new(Levels::Four) };
+    /// # let domain = SecondStageDomain::new(config, &*pool)?;
+    /// // SAFETY: no device walks this domain.
+    /// unsafe { domain.map(Iova::new(0), PhysAddr::new(0), 0x40_3000, Permissions::READ)? };
+    /// let runs: Vec<_> = domain.leaf_runs().map(|run| (run.leaves(), run.page_size)).collect();
+    /// assert_eq!(runs, [(2, 0x20_0000), (3, 0x1000)]);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn leaf_runs(&self) -> LeafRuns<'_, F, A> {
+        LeafRuns { domain: self, rest: self.aperture() }
+    }
+
+    /// The first leaf in `rest` and those behind it with which `grow` makes one of it; `begin` makes it of the first. Sizes are in
+    /// bytes.
+    fn first_leaves<T: Copy>(
+        &self,
+        rest: Span,
+        begin: impl Fn(Mapping, u64) -> T,
+        grow: impl Fn(T, Mapping, u64) -> Option<T>,
+    ) -> Option<T> {
+        let _walk = self.tables().enter(rest);
+        let mut stale = None;
+        loop {
+            let mut gathered = None;
+            let mut leaves = Leaves::<F, (), _>::new(|leaf, size| {
+                gathered = Some(match gathered {
+                    None => begin(leaf, size),
+                    Some(so_far) => grow(so_far, leaf, size).ok_or(())?,
+                });
+                Ok(())
+            });
+            // What ends the walk is the first leaf that does not follow.
+            let _ = self.walk(rest, &mut leaves);
+            if leaves.stale.is_none() || !look_again(leaves.stale, &mut stale) {
+                return gathered;
+            }
+        }
     }
 }
 
@@ -198,24 +240,8 @@ impl<F: Format, A: TableFrames> Iterator for Mappings<'_, F, A> {
         if self.rest.start >= self.rest.end {
             return None;
         }
-        let _walk = self.domain.tables().enter(self.rest);
-        let mut stale = None;
-        let merged = loop {
-            let mut merged: Option<Mapping> = None;
-            let grow = |leaf: Mapping, _| {
-                match merged {
-                    None => merged = Some(leaf),
-                    Some(mapping) => merged = Some(mapping.with(leaf).ok_or(())?),
-                }
-                Ok(())
-            };
-            let mut leaves = Leaves::<F, (), _>::new(grow);
-            // What ends the walk is the first leaf that does not follow.
-            let _ = self.domain.walk(self.rest, &mut leaves);
-            if leaves.stale.is_none() || !look_again(leaves.stale, &mut stale) {
-                break merged;
-            }
-        };
+        let merged =
+            self.domain.first_leaves(self.rest, |leaf, _| leaf, |mapping, leaf, _| mapping.with(leaf));
         self.rest.start = merged.map_or(self.rest.end, |mapping| mapping.iova.as_u64() + mapping.length);
         merged
     }
@@ -227,50 +253,50 @@ impl<F: Format, A: TableFrames> fmt::Debug for Mappings<'_, F, A> {
     }
 }
 
-/// Shows a domain's mappings, a line each.
-///
-/// ```
-/// # #[cfg(feature = "std")] {
-/// # use framepool::{AnonymousMemory, Builder, PhysAddr, vtd::*};
-/// # let pool = Builder::new(64).start(AnonymousMemory::new(64)?)?;
-/// # let domain = SecondStageDomain::new(DomainConfig::new(Levels::Four), &*pool)?;
-/// // SAFETY: no device walks this domain.
-/// unsafe { domain.map(Iova::new(0xfff0_0000), PhysAddr::new(0x7dd2_0000), 0x4000, Permissions::READ)? };
-/// assert_eq!(domain.dump().to_string(), "0x0000fff00000..0x0000fff04000 -> 0x00007dd20000    16 KiB  r-\n");
-/// # }
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-pub struct Dump<'d, F: Format, A: TableFrames> {
+/// Leaves of one size in a row in one table, with the same rights, whose targets are in a row too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeafRun {
+    /// What they map, together.
+    pub mapping: Mapping,
+    /// The size of each, in bytes.
+    pub page_size: u64,
+}
+
+impl LeafRun {
+    /// How many there are.
+    pub const fn leaves(&self) -> u64 {
+        self.mapping.length.div_ceil(self.page_size)
+    }
+}
+
+/// An iterator over the runs of leaves of a domain.
+pub struct LeafRuns<'d, F: Format, A: TableFrames> {
     domain: &'d Domain<F, A>,
+    rest: Span,
 }
 
-impl<F: Format, A: TableFrames> fmt::Display for Dump<'_, F, A> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Mapping { iova, target, length, permissions } in self.domain.mappings() {
-            let (start, end, target) = (iova.as_u64(), iova.as_u64() + length, target.as_u64());
-            let read = if permissions.contains(Permissions::READ) { 'r' } else { '-' };
-            let write = if permissions.contains(Permissions::WRITE) { 'w' } else { '-' };
-            let (count, unit) = human(length);
-            writeln!(
-                formatter,
-                "{start:#014x}..{end:#014x} -> {target:#014x} {count:>5} {unit}  {read}{write}"
-            )?;
+impl<F: Format, A: TableFrames> Iterator for LeafRuns<'_, F, A> {
+    type Item = LeafRun;
+
+    fn next(&mut self) -> Option<LeafRun> {
+        if self.rest.start >= self.rest.end {
+            return None;
         }
-        Ok(())
+        let begin = |mapping, page_size| LeafRun { mapping, page_size };
+        let grow = |run: LeafRun, leaf: Mapping, page_size| {
+            let is_in_next_table = leaf.iova.as_u64() & ((page_size << F::INDEX_BITS) - 1) == 0;
+            let mapping =
+                run.mapping.with(leaf).filter(|_| run.page_size == page_size && !is_in_next_table)?;
+            Some(LeafRun { mapping, page_size })
+        };
+        let run = self.domain.first_leaves(self.rest, begin, grow);
+        self.rest.start = run.map_or(self.rest.end, |run| run.mapping.iova.as_u64() + run.mapping.length);
+        run
     }
 }
 
-impl<F: Format, A: TableFrames> fmt::Debug for Dump<'_, F, A> {
+impl<F: Format, A: TableFrames> fmt::Debug for LeafRuns<'_, F, A> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, formatter)
-    }
-}
-
-/// A length in the largest unit that keeps it whole.
-fn human(bytes: u64) -> (u64, &'static str) {
-    match bytes {
-        _ if bytes & ((1 << 30) - 1) == 0 => (bytes >> 30, "GiB"),
-        _ if bytes & ((1 << 20) - 1) == 0 => (bytes >> 20, "MiB"),
-        _ => (bytes >> 10, "KiB"),
+        formatter.debug_struct("LeafRuns").field("rest", &self.rest).finish_non_exhaustive()
     }
 }
