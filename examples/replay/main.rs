@@ -20,12 +20,12 @@ use framepool::{
         SecondStage, Stage, TableFrames,
     },
 };
-use indicatif::{ProgressBar, ProgressStyle};
 use picture::Sample;
 use plan::Plan;
 use report::Outcome;
 use std::{
     error::Error,
+    fs,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::Ordering::SeqCst,
@@ -34,6 +34,7 @@ use std::{
 };
 use trace::{Operation, TraceError};
 use unit::{Behind, Kind};
+use view::View;
 
 mod driver;
 mod interrupts;
@@ -42,6 +43,7 @@ mod plan;
 mod report;
 mod trace;
 mod unit;
+mod view;
 
 const RECORDED: [&str; 3] = ["nvme4k_strict.txt.zst", "mix_strict.txt.zst", "net_lazy.txt.zst"];
 /// How often the pool is looked at for the picture.
@@ -59,6 +61,9 @@ struct Arguments {
     /// Print one JSON object on the last line of standard output.
     #[arg(long)]
     json: bool,
+    /// Show the tiers of the pool while the replay runs; where there is no terminal, the view halfway goes beside the picture, as text.
+    #[arg(long)]
+    live: bool,
     /// Where the pictures go, one SVG for each trace.
     #[arg(long, value_name = "DIRECTORY", default_value = "target/replay")]
     pictures: PathBuf,
@@ -148,7 +153,7 @@ fn run(arguments: &Arguments) -> Result<Vec<Outcome>, Box<dyn Error>> {
             .map_err(|error| Malformed { path: path.clone(), error })?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = name.trim_end_matches(".zst").trim_end_matches(".txt").to_owned();
-        let (outcome, samples) = replay(arguments, &name, &plan)?;
+        let (outcome, Seen { samples, view }) = replay(arguments, &name, &plan)?;
         let picture = arguments.pictures.join(format!("{name}.svg"));
         picture::draw(
             &picture,
@@ -157,6 +162,9 @@ fn run(arguments: &Arguments) -> Result<Vec<Outcome>, Box<dyn Error>> {
             arguments.watermarks,
         )?;
         eprintln!("{name}: the pool over time is in {}", picture.display());
+        if let Some(view) = view {
+            fs::write(picture.with_extension("txt"), view + "\n")?;
+        }
         outcomes.push(outcome);
     }
     Ok(outcomes)
@@ -175,36 +183,27 @@ fn readable(arguments: &Arguments, mut events: Vec<trace::Event>) -> Vec<trace::
 }
 
 /// Replays one trace on a pool of its own.
-fn replay(arguments: &Arguments, name: &str, plan: &Plan) -> Result<(Outcome, Vec<Sample>), Box<dyn Error>> {
+fn replay(arguments: &Arguments, name: &str, plan: &Plan) -> Result<(Outcome, Seen), Box<dyn Error>> {
     let builder = Builder::new(arguments.capacity).watermarks(arguments.watermarks).magazine_size(4);
     let pool = builder.start(AnonymousMemory::new(arguments.capacity)?)?;
     let levels = if arguments.levels == 4 { Levels::Four } else { Levels::Five };
     let mut outcome = Outcome::planned(name.to_owned(), plan);
     let counts = Counts::default();
     let interval = (arguments.interrupts > 0).then(|| Duration::from_micros(arguments.interrupts));
-    let samples = match arguments.unit {
+    let view = View::new(name, outcome.events, arguments.live, arguments.watermarks);
+    let run = Run { plan, pool: &pool, counts: &counts, interval, view: &view };
+    let seen = match arguments.unit {
         None => {
             let page_sizes = if arguments.small_pages { PageSizes::empty() } else { PageSizes::all() };
             let config = DomainConfig { page_sizes, ..DomainConfig::new(levels) };
-            let run = Run { name, plan, pool: &pool, counts: &counts, interval };
             run.on::<SecondStage, _>(config, &*pool, &Behind::new(None), &mut outcome)?
         }
-        Some(kind) if kind.stage() == Stage::First => behind_unit::<FirstStage>(
-            kind.config::<FirstStage>(levels)?,
-            name,
-            plan,
-            &pool,
-            &counts,
-            &mut outcome,
-        )?,
-        Some(kind) => behind_unit::<SecondStage>(
-            kind.config::<SecondStage>(levels)?,
-            name,
-            plan,
-            &pool,
-            &counts,
-            &mut outcome,
-        )?,
+        Some(kind) if kind.stage() == Stage::First => {
+            behind_unit::<FirstStage>(kind.config::<FirstStage>(levels)?, name, &run, &mut outcome)?
+        }
+        Some(kind) => {
+            behind_unit::<SecondStage>(kind.config::<SecondStage>(levels)?, name, &run, &mut outcome)?
+        }
     };
     outcome.stats = pool.stats();
     // Every event was settled, and every frame is back.
@@ -218,35 +217,41 @@ fn replay(arguments: &Arguments, name: &str, plan: &Plan) -> Result<(Outcome, Ve
     outcome.first_mismatch = Some(counts.first_mismatch.load(SeqCst)).filter(|&line| line > 0);
     outcome.table_frames_peak = counts.table_frames_peak.load(SeqCst);
     pool.close().map_err(|error| error.to_string())?;
-    Ok((outcome, samples))
+    Ok((outcome, seen))
 }
 
-/// Replays one trace with the strict unit behind the tables.
+/// Replays one trace with the strict unit behind the tables, without interrupts.
 fn behind_unit<F: Format + Sync + Send>(
     config: DomainConfig,
     name: &str,
-    plan: &Plan,
-    pool: &WorkedPool<AnonymousMemory>,
-    counts: &Counts,
+    run: &Run<'_>,
     outcome: &mut Outcome,
-) -> Result<Vec<Sample>, Box<dyn Error>> {
-    let unit = ModelUnit::new(&**pool, config.hardware);
-    let run = Run { name, plan, pool, counts, interval: None };
-    let samples = run.on::<CachingMode<F>, _>(config, &unit, &Behind::new(Some(&unit)), outcome)?;
+) -> Result<Seen, Box<dyn Error>> {
+    let unit = ModelUnit::new(&**run.pool, config.hardware);
+    let run = Run { interval: None, ..*run };
+    let seen = run.on::<CachingMode<F>, _>(config, &unit, &Behind::new(Some(&unit)), outcome)?;
     outcome.stale_uses = Some(unit.found());
     for violation in unit.take_violations().iter().take(3) {
         eprintln!("{name}: {violation}");
     }
-    Ok(samples)
+    Ok(seen)
+}
+
+/// What was seen of a replay.
+struct Seen {
+    samples: Vec<Sample>,
+    /// The view halfway, where there is no terminal.
+    view: Option<String>,
 }
 
 /// A replay of one trace.
+#[derive(Clone, Copy)]
 struct Run<'r> {
-    name: &'r str,
     plan: &'r Plan,
     pool: &'r WorkedPool<AnonymousMemory>,
     counts: &'r Counts,
     interval: Option<Duration>,
+    view: &'r View,
 }
 
 impl Run<'_> {
@@ -257,7 +262,7 @@ impl Run<'_> {
         frames: A,
         behind: &Behind<'_, driver::Frames<'_>>,
         outcome: &mut Outcome,
-    ) -> Result<Vec<Sample>, Box<dyn Error>> {
+    ) -> Result<Seen, Box<dyn Error>> {
         let mut domains: Vec<Domain<F, A>> = Vec::new();
         for number in 0..self.plan.domains {
             let config = DomainConfig { domain_id: Some(unit::id_of(number)), ..config };
@@ -269,9 +274,9 @@ impl Run<'_> {
         }
         let replay = Replay::new(self.plan, &domains, behind, self.counts);
         let start = Instant::now();
-        let samples = thread::scope(|scope| {
+        let seen = thread::scope(|scope| {
             let worker = scope.spawn(|| replay.run(self.interval));
-            watch(self.name, self.pool, self.counts, outcome.events, start, || worker.is_finished())
+            self.watch(outcome.events, start, || worker.is_finished())
         });
         outcome.time = start.elapsed();
         if let Some(model) = behind.unit {
@@ -283,33 +288,25 @@ impl Run<'_> {
             // SAFETY: there is no hardware but the unit, which has forgotten everything.
             unsafe { domain.close().complete() };
         }
-        Ok(samples)
+        Ok(seen)
     }
-}
 
-/// Looks at the pool until the replay is over, and shows how far it is.
-fn watch(
-    name: &str,
-    pool: &WorkedPool<AnonymousMemory>,
-    counts: &Counts,
-    events: u64,
-    start: Instant,
-    is_over: impl Fn() -> bool,
-) -> Vec<Sample> {
-    let style = ProgressStyle::with_template("{prefix:>16} {bar:40} {pos:>7}/{len} events {elapsed} {msg}");
-    let bar = ProgressBar::new(events).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_prefix(name.to_owned());
-    let mut samples = Vec::new();
-    loop {
-        let over = is_over();
-        let stats = pool.stats();
-        samples.push(Sample { at: start.elapsed(), stats });
-        bar.set_position(counts.settled.load(SeqCst));
-        bar.set_message(format!("{} tables", stats.in_use));
-        if over {
-            bar.finish();
-            return samples;
+    /// Looks at the pool, and shows it, until the replay is over.
+    fn watch(&self, events: u64, start: Instant, is_over: impl Fn() -> bool) -> Seen {
+        let mut seen = Seen { samples: Vec::new(), view: None };
+        loop {
+            let over = is_over();
+            let (settled, stats) = (self.counts.settled.load(SeqCst), self.pool.stats());
+            seen.samples.push(Sample { at: start.elapsed(), stats });
+            self.view.show(settled, &stats);
+            if seen.view.is_none() && settled >= events / 2 {
+                seen.view = self.view.text();
+            }
+            if over {
+                self.view.finish();
+                return seen;
+            }
+            thread::sleep(SAMPLING);
         }
-        thread::sleep(SAMPLING);
     }
 }

@@ -2,8 +2,8 @@
 
 use framepool::{Stats, Watermarks};
 use plotters::prelude::{
-    BLACK, ChartBuilder, Color, Cross, DashedLineSeries, IntoDrawingArea, IntoFont, LineSeries, PathElement,
-    RGBColor, SVGBackend, TRANSPARENT, Text, TriangleMarker, WHITE,
+    BLACK, ChartBuilder, Color, Cross, DashedLineSeries, IntoDrawingArea, IntoFont, IntoLogRange, LineSeries,
+    PathElement, RGBColor, SVGBackend, TRANSPARENT, Text, TriangleMarker, WHITE,
 };
 use std::{error::Error, fs, path::Path, time::Duration};
 
@@ -17,6 +17,9 @@ const GREEN: RGBColor = RGBColor(44, 160, 44);
 const PURPLE: RGBColor = RGBColor(148, 103, 189);
 const RED: RGBColor = RGBColor(214, 39, 40);
 
+/// Where the axis of time starts, in milliseconds. It is logarithmic: tables are made at first, and seldom later.
+const EARLIEST: f64 = 0.5;
+
 /// One figure of the pool.
 type Figure = fn(&Stats) -> u64;
 
@@ -28,8 +31,9 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// The time on the axis, which has no zero.
     fn milliseconds(&self) -> f64 {
-        self.at.as_secs_f64() * 1e3
+        (self.at.as_secs_f64() * 1e3).max(EARLIEST)
     }
 }
 
@@ -43,7 +47,7 @@ pub fn draw(
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
-    let end = samples.last().map_or(1.0, Sample::milliseconds).max(1.0);
+    let end = samples.last().map_or(1.0, Sample::milliseconds).max(2.0 * EARLIEST);
     let highest = samples
         .iter()
         .map(|sample| sample.stats.in_use.max(sample.stats.stock))
@@ -59,12 +63,12 @@ pub fn draw(
         .margin_right(WATERMARK_LABELS)
         .x_label_area_size(42)
         .y_label_area_size(58)
-        .build_cartesian_2d(0.0..end, 0.0..highest as f64 * 1.1)?;
+        .build_cartesian_2d((EARLIEST..end).log_scale(), 0.0..highest as f64 * 1.1)?;
     chart
         .configure_mesh()
-        .x_desc("time since the first event, ms")
+        .x_desc("time since the first event, ms, logarithmic")
         .y_desc("frames")
-        .x_label_formatter(&|value| format!("{value:.0}"))
+        .x_label_formatter(&|value| format!("{value}"))
         .y_label_formatter(&|value| format!("{value:.0}"))
         .light_line_style(TRANSPARENT)
         .bold_line_style(BLACK.mix(0.08))
@@ -72,13 +76,15 @@ pub fn draw(
         .draw()?;
 
     let text = |weight: f64| ("sans-serif", 14).into_font().color(&BLACK.mix(weight));
+    // In the colour of the stock, which is what they are compared with.
     let Watermarks { min, low, high, max } = watermarks;
     for (name, frames) in [("min", min), ("low", low), ("high", high), ("max", max)] {
         let height = f64::from(frames);
-        let style = BLACK.mix(0.5).stroke_width(1);
-        chart.draw_series(DashedLineSeries::new([(0.0, height), (end, height)], 6, 5, style))?;
+        let style = GREEN.mix(0.6).stroke_width(1);
+        chart.draw_series(DashedLineSeries::new([(EARLIEST, height), (end, height)], 6, 5, style))?;
         let (x, y) = chart.backend_coord(&(end, height));
-        area.draw(&Text::new(format!("{name} {frames}"), (x + 8, y - 6), text(0.7)))?;
+        let label = ("sans-serif", 14).into_font().color(&GREEN);
+        area.draw(&Text::new(format!("{name} {frames}"), (x + 8, y - 6), label))?;
     }
 
     let mut places = (0..).map(|row| (10, 80 + 28 * row));
@@ -107,11 +113,14 @@ pub fn draw(
     Ok(())
 }
 
-/// A figure as steps: it keeps its value until the sample that has another.
+/// A figure as steps: it keeps its value until the sample that has another. No points but the corners, and the end.
 fn steps(samples: &[Sample], figure: Figure) -> impl Iterator<Item = (f64, f64)> + '_ {
     samples.iter().enumerate().flat_map(move |(index, sample)| {
-        let before = samples[index.saturating_sub(1)];
-        [&before, sample].map(|one| (sample.milliseconds(), figure(&one.stats) as f64))
+        let before = figure(&samples[index.saturating_sub(1)].stats);
+        let now = figure(&sample.stats);
+        let is_corner = index == 0 || before != now || index + 1 == samples.len();
+        let at = |value| (sample.milliseconds(), value as f64);
+        [before, now].map(at).into_iter().take(if is_corner { 2 } else { 0 })
     })
 }
 
