@@ -346,7 +346,10 @@ fn act<F: Format>(domain: &Domain<F, Arena>, step: &Step, words: &mut u8) {
                 );
             }
         }
-        Step::Dump => drop(write!(Short(512), "{}", domain.dump())),
+        Step::Dump => {
+            let _ = write!(Short(512), "{}", domain.dump());
+            let _ = write!(Short(512), "{:#}", domain.dump());
+        }
     }
 }
 
