@@ -150,6 +150,20 @@ fn a_foreign_address_and_one_inside_of_a_frame_change_nothing() {
     pool.close().unwrap();
 }
 
+#[test]
+fn a_frame_of_another_pool_is_refused_and_still_its_own_pools() {
+    let (pool, other) = (pool(), pool());
+    let frame = other.alloc().unwrap().into_raw();
+    // SAFETY: none; this is the misuse.
+    drop(unsafe { take_up(&pool, frame) });
+    assert_eq!(reports(), [Misuse::Foreign { address: frame }]);
+    assert_eq!((pool.stats().in_use, other.stats().in_use), (0, 1));
+    // SAFETY: the frame was laid down as this address, once.
+    drop(unsafe { take_up(&other, frame) });
+    assert_eq!(reports(), []);
+    assert_eq!((all(&pool).len(), all(&other).len()), (8, 8));
+}
+
 #[cfg(feature = "vtd")]
 #[test]
 fn a_table_frame_that_is_given_back_wrongly_is_found_as_well() {

@@ -97,7 +97,8 @@ impl FixedRegion {
         })
     }
 
-    /// The same source, whose first frame has the physical address `base` (a multiple of the frame size).
+    /// The same source, whose first frame has the physical address `base` (a multiple of the frame size). Frames whose
+    /// addresses are no multiples, or wrap, are refused by the pool.
     pub fn at(self, base: PhysAddr) -> Self {
         Self { base, ..self }
     }
@@ -126,7 +127,8 @@ unsafe impl FrameSource for FixedRegion {
 
     fn try_supply(&self) -> Option<PhysAddr> {
         let number = self.numbers.take()?;
-        Some(PhysAddr::new(self.base.as_u64() + u64::from(number) * self.frame_size.bytes() as u64))
+        let distance = u64::from(number) * self.frame_size.bytes() as u64;
+        Some(PhysAddr::new(self.base.as_u64().wrapping_add(distance)))
     }
 
     unsafe fn reclaim(&self, frames: &[PhysAddr]) {
