@@ -20,6 +20,9 @@ pub const THREADS: usize = 4;
 /// Two signals that do not mask each other, so that handlers nest.
 const SIGNALS: [Signal; 2] = [Signal::SIGUSR1, Signal::SIGUSR2];
 
+/// One that others send.
+pub const SENT: Signal = Signal::SIGURG;
+
 thread_local! {
     /// Which thread of the storm this is. Constant at first and without a destructor, hence safe to read in a handler.
     static THREAD: Cell<usize> = const { Cell::new(usize::MAX) };
@@ -51,7 +54,7 @@ pub struct Harness(());
 impl Harness {
     pub fn install(body: Body) -> Self {
         HANDLER.store(body as usize, SeqCst);
-        for signal in SIGNALS {
+        for signal in SIGNALS.into_iter().chain([SENT]) {
             let action = SigAction::new(SigHandler::Handler(handle), SaFlags::SA_RESTART, SigSet::empty());
             // SAFETY: the handler is signal-safe: atomics, the pool, and a thread-local without initialisation.
             unsafe { sigaction(signal, &action) }.unwrap();
