@@ -63,8 +63,10 @@ pub use sync::injection;
 
 pub use frame::{Frame, FrameSize, PhysAddr};
 pub use platform::Platform;
+#[cfg(all(feature = "std", not(loom)))]
+pub use platform::threads::{PinError, PinnedThread, ThreadPlatform};
 #[cfg(feature = "std")]
-pub use platform::linux::LinuxPlatform;
+pub use platform::{DoorbellPlatform, LinuxPlatform};
 #[cfg(feature = "hardened")]
 pub use pool::Misuse;
 #[cfg(feature = "std")]

@@ -1,9 +1,16 @@
 //! What the host is asked for besides memory: which CPU this is, and to wake whoever maintains the pool.
 
+#[cfg(feature = "std")]
+use crate::raw::doorbell::Doorbell;
 use crate::raw::slot::SlotOwnership;
 
 #[cfg(feature = "std")]
 pub(crate) mod linux;
+#[cfg(all(feature = "std", not(loom)))]
+pub(crate) mod threads;
+
+#[cfg(feature = "std")]
+pub use linux::LinuxPlatform;
 
 /// The host under a pool.
 ///
@@ -48,4 +55,14 @@ pub trait Platform: Sync {
     /// have been served. What was done before the ring must be visible to the pass that answers it. Must not sleep, lock
     /// or panic.
     fn ring(&self);
+}
+
+/// A host on which a worker thread answers the bell that the pool rings, as [`Builder::start_on`](crate::Builder::start_on) starts it.
+#[cfg(feature = "std")]
+pub trait DoorbellPlatform: Platform + Send + Sync + 'static {
+    /// The bell that [`ring`](Platform::ring) rings.
+    fn doorbell(&self) -> &Doorbell;
+
+    /// How many caches a pool has beside those of the CPUs.
+    fn extra_caches(&self) -> usize;
 }

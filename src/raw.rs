@@ -26,5 +26,7 @@ pub mod registry;
 pub mod rseq;
 pub mod slot;
 pub mod stack;
+#[cfg(all(feature = "std", not(loom)))]
+pub mod threads;
 pub mod turn;
 pub mod wanted;

@@ -1,6 +1,6 @@
 //! The Linux process as a host: the kernel's CPU number, and a futex to wake the worker thread.
 
-use super::Platform;
+use super::{DoorbellPlatform, Platform};
 use crate::raw::doorbell::Doorbell;
 
 #[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64")))]
@@ -102,6 +102,17 @@ impl Platform for LinuxPlatform {
 
     fn ring(&self) {
         self.doorbell.ring();
+    }
+}
+
+impl DoorbellPlatform for LinuxPlatform {
+    fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
+    }
+
+    /// One that threads without a registration share.
+    fn extra_caches(&self) -> usize {
+        self.uses_restartable_sequences().into()
     }
 }
 

@@ -7,7 +7,7 @@
 
 use super::{BuildError, Builder, CloseError, FramePool, config::CPUS_LIMIT};
 use crate::{
-    platform::linux::LinuxPlatform,
+    platform::{DoorbellPlatform, LinuxPlatform},
     source::FrameSource,
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -41,10 +41,10 @@ const GRACE: Duration = Duration::from_millis(200);
 /// let _source = pool.close()?; // every frame is back
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct WorkedPool<S: FrameSource + Send + Sync + 'static> {
+pub struct WorkedPool<S: FrameSource + Send + Sync + 'static, P: DoorbellPlatform = LinuxPlatform> {
     /// None if the system refused a thread when the worker was to be started again.
     worker: Option<Worker>,
-    pool: Arc<FramePool<S, LinuxPlatform>>,
+    pool: Arc<FramePool<S, P>>,
 }
 
 /// The thread, as the owner of the pool sees it.
@@ -79,14 +79,14 @@ impl Builder {
     ///
     /// # Errors
     /// As for `start`.
-    pub fn start_on<S: FrameSource + Send + Sync + 'static>(
+    pub fn start_on<S: FrameSource + Send + Sync + 'static, P: DoorbellPlatform>(
         self,
-        platform: LinuxPlatform,
+        platform: P,
         source: S,
-    ) -> Result<WorkedPool<S>, BuildError> {
+    ) -> Result<WorkedPool<S, P>, BuildError> {
         let cpus = self.cpus.unwrap_or_else(LinuxPlatform::possible_cpus);
-        // One slot more than CPUs, if there may be: threads without a registration share the last.
-        let slots = if cpus < CPUS_LIMIT && platform.uses_restartable_sequences() { cpus + 1 } else { cpus };
+        // As many as there may be: what has no cache of its own shares one.
+        let slots = (cpus + platform.extra_caches()).min(CPUS_LIMIT.max(cpus));
         let pool = Arc::new(self.cpus(slots).build(source, platform)?);
         let worker = Worker::spawn(&pool).ok_or(BuildError::NoThread)?;
         Ok(WorkedPool { worker: Some(worker), pool })
@@ -94,8 +94,8 @@ impl Builder {
 }
 
 impl Worker {
-    fn spawn<S: FrameSource + Send + Sync + 'static>(
-        pool: &Arc<FramePool<S, LinuxPlatform>>,
+    fn spawn<S: FrameSource + Send + Sync + 'static, P: DoorbellPlatform>(
+        pool: &Arc<FramePool<S, P>>,
     ) -> Option<Self> {
         let (ringer, pool) = (Arc::downgrade(pool), Arc::clone(pool));
         let ring = move || {
@@ -151,7 +151,7 @@ impl Control {
         self.stop.load(Ordering::Acquire)
     }
 
-    fn work<S: FrameSource>(&self, pool: &FramePool<S, LinuxPlatform>) {
+    fn work<S: FrameSource, P: DoorbellPlatform>(&self, pool: &FramePool<S, P>) {
         while !self.is_stopping() {
             // A pass that is left half done leaves the pool in order: what it had in its hands has owners that put it back.
             let pass = catch_unwind(AssertUnwindSafe(|| pool.maintain()))
@@ -199,7 +199,7 @@ impl Drop for Exit {
     }
 }
 
-impl<S: FrameSource + Send + Sync + 'static> WorkedPool<S> {
+impl<S: FrameSource + Send + Sync + 'static, P: DoorbellPlatform> WorkedPool<S, P> {
     /// Stops the worker, gives every frame back to the source, and the source to the caller.
     ///
     /// Thread context; waits for the worker for a moment.
@@ -215,7 +215,7 @@ impl<S: FrameSource + Send + Sync + 'static> WorkedPool<S> {
             worker.control.stop.store(false, Ordering::Release);
             return Err(CloseError::new(Self { worker: Some(worker), pool }, 0));
         }
-        let again = |pool: Arc<FramePool<S, LinuxPlatform>>| Self { worker: Worker::spawn(&pool), pool };
+        let again = |pool: Arc<FramePool<S, P>>| Self { worker: Worker::spawn(&pool), pool };
         match Arc::try_unwrap(pool) {
             Ok(pool) => pool.close().map_err(|error| error.map(|pool| again(Arc::new(pool)))),
             Err(pool) => Err(CloseError::new(again(pool), 0)),
@@ -223,8 +223,8 @@ impl<S: FrameSource + Send + Sync + 'static> WorkedPool<S> {
     }
 }
 
-impl<S: FrameSource + Send + Sync + 'static> Deref for WorkedPool<S> {
-    type Target = FramePool<S, LinuxPlatform>;
+impl<S: FrameSource + Send + Sync + 'static, P: DoorbellPlatform> Deref for WorkedPool<S, P> {
+    type Target = FramePool<S, P>;
 
     #[inline(always)]
     fn deref(&self) -> &Self::Target {
@@ -232,7 +232,7 @@ impl<S: FrameSource + Send + Sync + 'static> Deref for WorkedPool<S> {
     }
 }
 
-impl<S: FrameSource + Send + Sync + 'static> fmt::Debug for WorkedPool<S> {
+impl<S: FrameSource + Send + Sync + 'static, P: DoorbellPlatform> fmt::Debug for WorkedPool<S, P> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("WorkedPool").field("pool", &**self).finish_non_exhaustive()
     }
