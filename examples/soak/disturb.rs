@@ -4,9 +4,9 @@
 use crate::{
     common::{
         storm::{Random, SENT, THREADS},
-        world::*,
     },
     work,
+    world::*,
 };
 use framepool::{LinuxPlatform, Outcome, Request};
 use nix::{

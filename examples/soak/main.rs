@@ -9,13 +9,14 @@
 mod common;
 mod disturb;
 mod work;
+#[path = "../../tests/common/world.rs"]
+mod world;
 
 use clap::Parser;
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use common::{
     Scripted,
     storm::{Harness, Random, THREADS, Timers},
-    world::*,
 };
 use framepool::{
     Builder, FallbackPolicy, LinuxPlatform, Watermarks,
@@ -30,6 +31,9 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+use world::*;
+
+type Host = LinuxPlatform;
 
 /// How much the process may grow from its first half to its second: less than the frames themselves.
 const GROWTH_MOST: u64 = 512 << 10;

@@ -3,8 +3,8 @@
 use crate::common::{
     Scripted,
     storm::{Harness, Random, THREADS},
-    world::*,
 };
+use crate::world::*;
 use framepool::{
     Frame, LinuxPlatform, PhysAddr, Quota, QuotaFrame, Request, Reservation,
     vtd::{Iova, ReclaimError},

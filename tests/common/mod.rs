@@ -4,7 +4,6 @@
 pub mod interrupt;
 pub mod storm;
 pub mod tables;
-pub mod world;
 
 use framepool::{
     AnonymousMemory, Builder, Claim, Frame, FramePool, FrameSource, PhysAddr, Platform, SourceError,

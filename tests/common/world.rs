@@ -1,9 +1,13 @@
 //! What the storms do and check: a pool whose every frame is accounted for, outside of it and inside, and a domain over it whose ranges are
-//! mapped and unmapped. All of it may be called in a signal handler: atomics only, and no memory from the heap.
+//! mapped and unmapped. The program says in `Host` on which host. All of it may be called in a signal handler: atomics only, and no memory from the heap.
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "each program uses its part")]
 
-use super::{Scripted, storm::THREADS};
+use crate::{
+    Host,
+    common::{Scripted, storm::THREADS},
+};
 use framepool::{
-    Frame, FramePool, FrameSource, LinuxPlatform, PhysAddr, Request, Stats, WorkedPool,
+    Frame, FramePool, FrameSource, PhysAddr, Request, Stats, WorkedPool,
     vtd::{Iova, MapError, Permissions, SecondStageDomain, TableFrames, UnmapError},
 };
 use std::{
@@ -19,8 +23,8 @@ use std::{
     time::Duration,
 };
 
-pub type Pool = WorkedPool<Scripted>;
-pub type Handle<'p> = Frame<'p, Scripted, LinuxPlatform>;
+pub type Pool = WorkedPool<Scripted, Host>;
+pub type Handle<'p> = Frame<'p, Scripted, Host>;
 
 /// Frames of the pool: few, so that every tier is used all the time.
 pub const CAPACITY: u32 = 384;
@@ -61,7 +65,7 @@ pub fn begin(pool: impl FnOnce() -> Pool, domain: impl FnOnce() -> SecondStageDo
     DOMAIN.get_or_init(domain);
 }
 
-pub fn pool() -> &'static FramePool<Scripted, LinuxPlatform> {
+pub fn pool() -> &'static FramePool<Scripted, Host> {
     POOL.get().unwrap()
 }
 
