@@ -1,0 +1,22 @@
+//! What the benchmarks share: implementations of a pool of frames, and workloads that treat them all alike.
+#![deny(missing_docs, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
+
+pub mod implementations;
+pub mod workloads;
+
+use criterion::Criterion;
+use std::time::Duration;
+
+/// Frames of every pool.
+pub const FRAMES: u32 = 1 << 16;
+
+/// Criterion, with `FRAMEPOOL_BENCH=quick` for a look in minutes instead of a measurement.
+pub fn criterion() -> Criterion {
+    let criterion = if std::env::var("FRAMEPOOL_BENCH").is_ok_and(|value| value == "quick") {
+        let (warm_up, measurement) = (Duration::from_millis(100), Duration::from_millis(400));
+        Criterion::default().warm_up_time(warm_up).measurement_time(measurement).sample_size(20)
+    } else {
+        Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(4))
+    };
+    criterion.without_plots().configure_from_args()
+}
