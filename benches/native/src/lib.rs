@@ -25,7 +25,6 @@ pub struct Malloc<A>(A);
 /// mimalloc.
 pub const MIMALLOC: Malloc<mimalloc::MiMalloc> = Malloc(mimalloc::MiMalloc);
 /// jemalloc.
-#[cfg(feature = "jemalloc")]
 pub const JEMALLOC: Malloc<tikv_jemallocator::Jemalloc> = Malloc(tikv_jemallocator::Jemalloc);
 
 impl<A: GlobalAlloc> Malloc<A> {

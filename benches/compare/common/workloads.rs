@@ -4,7 +4,7 @@
 //! CPU, and an iteration is one of each thread; what is reported is the time from the first start to the last end. With more threads
 //! than CPUs it is multiplied by the CPUs and divided by the threads: the time of a core.
 
-use crate::implementations::{Implementation, Zeroed};
+use super::implementations::{Implementation, Zeroed};
 use criterion::{BenchmarkGroup, BenchmarkId, measurement::WallTime};
 use nix::{
     sched::{CpuSet, sched_setaffinity},

@@ -1,11 +1,13 @@
 //! Several threads: what a pair costs when others use the same pool.
 
-use criterion::Criterion;
-use framepool_benches::{
+mod common;
+
+use common::{
     criterion,
     implementations::*,
     workloads::{producer_consumer, threads_batch, two_threads_pair},
 };
+use criterion::Criterion;
 
 fn main() {
     let mut criterion = criterion();
@@ -33,9 +35,7 @@ fn run(criterion: &mut Criterion) {
     each_shared!(Rseq, Claim, Pinned, Slitter);
     each!(ArrayQueue, SegQueue, MutexVec, Heapless, ObjectPool, FrameAlloc, Buddy, Mimalloc);
     each_shared!(ArrayQueue, SegQueue, MutexVec, Heapless, ObjectPool, FrameAlloc, Buddy, Mimalloc);
-    #[cfg(feature = "jemalloc")]
     each!(Jemalloc);
-    #[cfg(feature = "jemalloc")]
     each_shared!(Jemalloc);
     group.finish();
 }

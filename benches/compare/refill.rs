@@ -1,8 +1,10 @@
 //! The way from the source into the pool and back: what a pass of the worker costs.
 
+mod common;
+
+use common::criterion;
 use criterion::{BatchSize, BenchmarkId, Criterion};
 use framepool::{AnonymousMemory, Builder, FallbackPolicy, LinuxPlatform, Watermarks};
-use framepool_benches::criterion;
 
 /// Frames that each pass fetches.
 const FRAMES: u32 = 4096;

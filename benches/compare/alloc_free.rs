@@ -1,11 +1,13 @@
 //! One thread: what a pair of take and give costs when nobody else is there.
 
-use criterion::Criterion;
-use framepool_benches::{
+mod common;
+
+use common::{
     criterion,
     implementations::*,
     workloads::{Order, batch_1024, bulk_64, hot_pair, zeroed_pair},
 };
+use criterion::Criterion;
 
 fn main() {
     let mut criterion = criterion();
@@ -25,7 +27,6 @@ fn run(criterion: &mut Criterion) {
     }
     each!(FloorVec, FloorTwoExchanges, Rseq, Claim, Pinned, Slitter);
     each!(ArrayQueue, SegQueue, MutexVec, Heapless, ObjectPool, FrameAlloc, Buddy, Mimalloc);
-    #[cfg(feature = "jemalloc")]
     each!(Jemalloc);
     zeroed_pair::<Rseq>(&mut group);
     zeroed_pair::<Claim>(&mut group);

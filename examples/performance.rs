@@ -56,11 +56,14 @@ impl Results {
     /// Adds every result under `directory`.
     fn add(&mut self, directory: &Path) -> Outcome<()> {
         if directory.ends_with("new") {
-            let json = |name| -> Outcome<Value> { Ok(serde_json::from_slice(&fs::read(directory.join(name))?)?) };
+            let json =
+                |name| -> Outcome<Value> { Ok(serde_json::from_slice(&fs::read(directory.join(name))?)?) };
             let (names, estimates) = (json("benchmark.json")?, json("estimates.json")?);
             let name = |field: &str| names[field].as_str().map(str::to_owned);
             let median = estimates["median"]["point_estimate"].as_f64();
-            if let (Some(workload), Some(implementation), Some(median)) = (name("function_id"), name("value_str"), median) {
+            if let (Some(workload), Some(implementation), Some(median)) =
+                (name("function_id"), name("value_str"), median)
+            {
                 let pairs = pairs(&workload);
                 self.0.entry(workload).or_default().insert(implementation, median / pairs);
             }
@@ -101,13 +104,19 @@ fn rows(results: &Results) -> Vec<Row> {
         } else {
             format!("`{workload}` / `{other}`, {implementation}")
         },
-        ratio: results.of(workload, implementation).zip(results.of(other, against)).map(|(one, other)| one / other),
+        ratio: results
+            .of(workload, implementation)
+            .zip(results.of(other, against))
+            .map(|(one, other)| one / other),
         limit,
     };
     let against_rival = |workload: &str, limit| {
         let rival = results.best_rival(workload);
         Row {
-            what: format!("`{workload}` framepool-rseq / best rival ({})", rival.map_or("none", |rival| rival.0)),
+            what: format!(
+                "`{workload}` framepool-rseq / best rival ({})",
+                rival.map_or("none", |rival| rival.0)
+            ),
             ratio: results.of(workload, "framepool-rseq").zip(rival).map(|(ours, rival)| ours / rival.1),
             limit,
         }
@@ -187,7 +196,8 @@ fn machine() -> String {
     let information = read("/proc/cpuinfo");
     let model = information.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     let release = read("/proc/sys/kernel/osrelease");
-    let rustc = Command::new("rustc").arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+    let rustc =
+        Command::new("rustc").arg("--version").output().map(|output| output.stdout).unwrap_or_default();
     format!(
         "{} × {}, Linux {}, {}; load average when this was written: {}",
         std::thread::available_parallelism().map_or(0, usize::from),
@@ -202,8 +212,15 @@ fn write_document(directory: &Path, results: &Results, ratios: &Table) -> Outcom
     let plots = directory.join("performance");
     fs::create_dir_all(&plots)?;
     let mut text = String::new();
-    writeln!(text, "# Performance\n\nWritten by a command from the results of one run; how is in `benches/`.\n")?;
-    writeln!(text, "Machine: {}.\n\n## Ratios\n\n{ratios}\n\n## Medians, ns a pair of take and give\n", machine())?;
+    writeln!(
+        text,
+        "# Performance\n\nWritten by a command from the results of one run; how is in `benches/`.\n"
+    )?;
+    writeln!(
+        text,
+        "Machine: {}.\n\n## Ratios\n\n{ratios}\n\n## Medians, ns a pair of take and give\n",
+        machine()
+    )?;
     for (workload, medians) in &results.0 {
         let mut table = Table::new();
         table.load_preset(ASCII_MARKDOWN).set_header(["implementation", "median"]);

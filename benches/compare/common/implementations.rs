@@ -1,10 +1,12 @@
 //! The pools that are compared: framepool with each way to own a cache, floors, and rivals.
 
-use crate::FRAMES;
-use frame_alloc::{CpuId, DepotAllocator, PageSize, PhysicalAllocator, Provenance, RegionInit, SummaryBuddyAllocator};
+use super::FRAMES;
+use frame_alloc::{
+    CpuId, DepotAllocator, PageSize, PhysicalAllocator, Provenance, RegionInit, SummaryBuddyAllocator,
+};
 use framepool::{
-    AnonymousMemory, Builder, FallbackPolicy, Frame, FramePool, LinuxPlatform, PinnedThread, Platform, Request,
-    ThreadPlatform, Watermarks,
+    AnonymousMemory, Builder, FallbackPolicy, Frame, FramePool, LinuxPlatform, PinnedThread, Platform,
+    Request, ThreadPlatform, Watermarks,
 };
 use heapless::{
     box_pool,
@@ -141,8 +143,12 @@ framepool!(
     ThreadPlatform,
     PinnedThread<'p, AnonymousMemory>,
     ThreadPlatform::new(32).ok().map(|platform| build(platform, 32 + cpus())),
-    |pool: &'_ FramePool<_, ThreadPlatform>| pool.pin_thread().expect("a cache")
+    enter_pinned
 );
+
+fn enter_pinned(pool: &FramePool<AnonymousMemory, ThreadPlatform>) -> PinnedThread<'_, AnonymousMemory> {
+    pool.pin_thread().expect("a cache")
+}
 
 /// The floor: a vector of each thread's own, without any protection.
 pub struct FloorVec;
@@ -261,7 +267,11 @@ shared!(
 shared!(
     /// crossbeam's unbounded queue.
     SegQueue(crossbeam_queue::SegQueue<u64>), "seg-queue", u64,
-    frame_numbers().collect(),
+    {
+        let queue = crossbeam_queue::SegQueue::new();
+        frame_numbers().for_each(|frame| queue.push(frame));
+        queue
+    },
     |queue: &crossbeam_queue::SegQueue<u64>| queue.pop().expect("a frame"),
     |queue: &crossbeam_queue::SegQueue<u64>, frame| queue.push(frame)
 );
@@ -301,7 +311,6 @@ shared!(
     /// mimalloc.
     Mimalloc(()), "mimalloc", native::Block, (), |(): &()| native::MIMALLOC.take(), |(): &(), block| native::MIMALLOC.give(block)
 );
-#[cfg(feature = "jemalloc")]
 shared!(
     /// jemalloc.
     Jemalloc(()), "jemalloc", native::Block, (), |(): &()| native::JEMALLOC.take(), |(): &(), block| native::JEMALLOC.give(block)

@@ -1,0 +1,479 @@
+//! The page tables that are compared: framepool's, the same bytes and the same entries without any table around them, and rivals.
+//!
+//! A rival gets its tables from a vector of zeroed pages, which costs it less than any pool would, and keeps those that it has: only
+//! framepool takes tables away that an unmap has emptied, and is timed with it.
+
+use aarch64_paging::{
+    descriptor::{El1Attributes, PagingAttributes, PhysicalAddress},
+    paging::{Constraints, El1And0, MemoryRegion, PageTable as ArmTable, RootTable, Translation, VaRange},
+};
+use framepool::{
+    AnonymousMemory, Builder, FallbackPolicy, FramePool, LinuxPlatform, PhysAddr, Watermarks,
+    vtd::{DomainConfig, Iova, Levels, PageSizes, Permissions, SecondStageDomain},
+};
+use page_table_entry::x86_64::X64PTE;
+use page_table_multiarch::{
+    MappingFlags, PageSize as MultiarchSize, PageTable64, PagingHandler, PagingMetaData,
+};
+use std::{
+    hint::black_box,
+    ptr::NonNull,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use x86_64::{
+    VirtAddr,
+    structures::paging::{
+        FrameAllocator, Mapper, OffsetPageTable, Page, PageSize, PageTable, PageTableFlags, PhysFrame,
+        Size2MiB, Size4KiB, Translate,
+    },
+};
+
+const PAGE: u64 = 4096;
+const LARGE: u64 = 2 << 20;
+/// Where targets begin: what is mapped is never touched, so it need not be there.
+const TARGET: u64 = 0x40_0000_0000;
+
+/// A page of zeros that lives as long as the process.
+fn zeroed_page() -> NonNull<u8> {
+    #[repr(align(4096))]
+    struct Zeros([u8; PAGE as usize]);
+    NonNull::from(Box::leak(Box::new(Zeros([0; PAGE as usize])))).cast()
+}
+
+/// Page tables under test.
+pub trait Tables: Sized {
+    /// How the results call them.
+    const NAME: &'static str;
+
+    /// Tables in which nothing is mapped, for leaves of 4 KiB, or of 2 MiB too.
+    fn new(large: bool) -> Self;
+
+    /// Maps `pages` of 4 KiB from `iova` on.
+    fn map(&mut self, iova: u64, pages: u64);
+
+    /// Unmaps them.
+    fn unmap(&mut self, iova: u64, pages: u64);
+
+    /// Maps `pages` of 2 MiB from `iova` on.
+    fn map_large(&mut self, iova: u64, pages: u64);
+
+    /// Unmaps them.
+    fn unmap_large(&mut self, iova: u64, pages: u64);
+
+    /// Where a mapped address goes.
+    fn translate(&mut self, iova: u64) -> u64;
+
+    /// What is done beside the calls, by a worker or never.
+    fn settle(&mut self) {}
+}
+
+type Pool = FramePool<AnonymousMemory, LinuxPlatform>;
+
+/// framepool's builder over its pool, with everything that it does for drivers.
+pub struct Framepool {
+    pool: &'static Pool,
+    domain: SecondStageDomain<&'static Pool>,
+}
+
+impl Tables for Framepool {
+    const NAME: &'static str = "framepool";
+
+    fn new(large: bool) -> Self {
+        const FRAMES: u32 = 4096;
+        let marks = Watermarks { min: 0, low: FRAMES / 2, high: FRAMES, max: FRAMES };
+        let builder = Builder::new(FRAMES).watermarks(marks).fallback(FallbackPolicy::Never);
+        let source = AnonymousMemory::new(FRAMES).expect("memory");
+        let pool = Box::leak(Box::new(builder.build(source, LinuxPlatform::new()).expect("a pool")));
+        let page_sizes = if large { PageSizes::SIZE_2M } else { PageSizes::empty() };
+        let config = DomainConfig { page_sizes, ..DomainConfig::new(Levels::Four) };
+        Self { pool, domain: SecondStageDomain::new(config, &*pool).expect("a domain") }
+    }
+    #[inline]
+    fn map(&mut self, iova: u64, pages: u64) {
+        let target = PhysAddr::new(TARGET + iova);
+        // SAFETY: no hardware walks these tables.
+        unsafe { self.domain.map(Iova::new(iova), target, pages * PAGE, Permissions::all()).expect("mapped") }
+    }
+    #[inline]
+    fn unmap(&mut self, iova: u64, pages: u64) {
+        let invalidation = self.domain.unmap(Iova::new(iova), pages * PAGE).expect("unmapped");
+        // SAFETY: no hardware walks these tables.
+        unsafe { invalidation.complete() }
+    }
+    #[inline]
+    fn map_large(&mut self, iova: u64, pages: u64) {
+        self.map(iova, pages * (LARGE / PAGE));
+    }
+    #[inline]
+    fn unmap_large(&mut self, iova: u64, pages: u64) {
+        self.unmap(iova, pages * (LARGE / PAGE));
+    }
+    #[inline]
+    fn translate(&mut self, iova: u64) -> u64 {
+        self.domain.translate(Iova::new(iova)).expect("mapped").target.as_u64()
+    }
+    fn settle(&mut self) {
+        while self.pool.maintain().more {}
+    }
+}
+
+/// The entries without tables: as atomic stores in a row.
+pub struct FloorStores(Vec<AtomicU64>);
+
+/// Room for the entries of 1 GiB.
+const ENTRIES: usize = 1 << 18;
+
+impl FloorStores {
+    #[inline(always)]
+    fn write(&self, iova: u64, pages: u64, size: u64, value: impl Fn(u64) -> u64) {
+        let first = (iova / size) as usize % ENTRIES;
+        let entries = &self.0[first..first + pages as usize];
+        for (entry, page) in entries.iter().zip(0..) {
+            // Ordering: Release, as whoever builds tables under a device must.
+            entry.store(value(page), Ordering::Release);
+        }
+    }
+}
+
+impl Tables for FloorStores {
+    const NAME: &'static str = "floor-stores";
+
+    fn new(_: bool) -> Self {
+        Self((0..ENTRIES).map(|_| AtomicU64::new(0)).collect())
+    }
+    #[inline]
+    fn map(&mut self, iova: u64, pages: u64) {
+        self.write(iova, pages, PAGE, |page| (TARGET + iova + page * PAGE) | 3);
+    }
+    #[inline]
+    fn unmap(&mut self, iova: u64, pages: u64) {
+        self.write(iova, pages, PAGE, |_| 0);
+    }
+    #[inline]
+    fn map_large(&mut self, iova: u64, pages: u64) {
+        self.write(iova, pages, LARGE, |page| (TARGET + iova + page * LARGE) | 0x83);
+    }
+    #[inline]
+    fn unmap_large(&mut self, iova: u64, pages: u64) {
+        self.write(iova, pages, LARGE, |_| 0);
+    }
+    #[inline]
+    fn translate(&mut self, iova: u64) -> u64 {
+        // Ordering: Relaxed; behind it nothing is read.
+        self.0[(iova / PAGE) as usize % ENTRIES].load(Ordering::Relaxed)
+    }
+}
+
+/// The bytes of the entries.
+pub struct FloorMemset(Vec<u64>);
+
+impl FloorMemset {
+    #[inline(always)]
+    fn fill(&mut self, iova: u64, pages: u64, size: u64, value: u64) {
+        let first = (iova / size) as usize % ENTRIES;
+        let entries = &mut self.0[first..first + pages as usize];
+        entries.fill(black_box(value));
+        black_box(entries);
+    }
+}
+
+impl Tables for FloorMemset {
+    const NAME: &'static str = "floor-memset";
+
+    fn new(_: bool) -> Self {
+        Self(vec![0; ENTRIES])
+    }
+    #[inline]
+    fn map(&mut self, iova: u64, pages: u64) {
+        self.fill(iova, pages, PAGE, u64::MAX);
+    }
+    #[inline]
+    fn unmap(&mut self, iova: u64, pages: u64) {
+        self.fill(iova, pages, PAGE, 0);
+    }
+    #[inline]
+    fn map_large(&mut self, iova: u64, pages: u64) {
+        self.fill(iova, pages, LARGE, u64::MAX);
+    }
+    #[inline]
+    fn unmap_large(&mut self, iova: u64, pages: u64) {
+        self.fill(iova, pages, LARGE, 0);
+    }
+    #[inline]
+    fn translate(&mut self, iova: u64) -> u64 {
+        self.0[(iova / PAGE) as usize % ENTRIES]
+    }
+}
+
+/// Pages of zeros at their own addresses, from a stack of one thread.
+pub struct Pages(Vec<NonNull<u8>>);
+
+impl Pages {
+    fn new() -> Self {
+        Self((0..600).map(|_| zeroed_page()).collect())
+    }
+}
+
+// SAFETY: each page is handed out once.
+unsafe impl FrameAllocator<Size4KiB> for Pages {
+    #[inline]
+    fn allocate_frame(&mut self) -> Option<PhysFrame> {
+        let page = self.0.pop()?;
+        PhysFrame::from_start_address(x86_64::PhysAddr::new(page.as_ptr().expose_provenance() as u64)).ok()
+    }
+}
+
+/// The crate x86_64, whose tables are not for several threads.
+pub struct X86<A> {
+    tables: OffsetPageTable<'static>,
+    /// Where tables come from.
+    pub pages: A,
+}
+
+impl<A: FrameAllocator<Size4KiB>> X86<A> {
+    /// Over tables from `pages`.
+    pub fn over(pages: A) -> Self {
+        // SAFETY: a page of zeros is an empty table, and this one is nobody else's.
+        let root: &'static mut PageTable = unsafe { zeroed_page().cast().as_mut() };
+        // SAFETY: the tables are reached at their own addresses.
+        Self { tables: unsafe { OffsetPageTable::new(root, VirtAddr::new(0)) }, pages }
+    }
+
+    #[inline]
+    fn map_pages<Z: PageSize>(&mut self, iova: u64, target: u64, pages: u64)
+    where
+        OffsetPageTable<'static>: Mapper<Z>,
+    {
+        let flags = PageTableFlags::PRESENT | PageTableFlags::WRITABLE;
+        for page in 0..pages {
+            let from = Page::<Z>::containing_address(VirtAddr::new(iova + page * Z::SIZE));
+            let to = PhysFrame::containing_address(x86_64::PhysAddr::new(target + page * Z::SIZE));
+            // SAFETY: no hardware walks these tables.
+            unsafe { self.tables.map_to(from, to, flags, &mut self.pages).ok().expect("mapped").ignore() };
+        }
+    }
+
+    #[inline]
+    fn unmap_pages<Z: PageSize>(&mut self, iova: u64, pages: u64)
+    where
+        OffsetPageTable<'static>: Mapper<Z>,
+    {
+        for page in 0..pages {
+            let from = Page::<Z>::containing_address(VirtAddr::new(iova + page * Z::SIZE));
+            self.tables.unmap(from).expect("unmapped").1.ignore();
+        }
+    }
+
+    /// Maps pages of 4 KiB to memory from `target` on.
+    #[inline]
+    pub fn map_to(&mut self, iova: u64, target: u64, pages: u64) {
+        self.map_pages::<Size4KiB>(iova, target, pages);
+    }
+
+    /// Unmaps them.
+    #[inline]
+    pub fn unmap(&mut self, iova: u64, pages: u64) {
+        self.unmap_pages::<Size4KiB>(iova, pages);
+    }
+}
+
+impl Tables for X86<Pages> {
+    const NAME: &'static str = "x86_64";
+
+    fn new(_: bool) -> Self {
+        Self::over(Pages::new())
+    }
+    #[inline]
+    fn map(&mut self, iova: u64, pages: u64) {
+        self.map_to(iova, TARGET + iova, pages);
+    }
+    #[inline]
+    fn unmap(&mut self, iova: u64, pages: u64) {
+        X86::unmap(self, iova, pages);
+    }
+    #[inline]
+    fn map_large(&mut self, iova: u64, pages: u64) {
+        self.map_pages::<Size2MiB>(iova, TARGET + iova, pages);
+    }
+    #[inline]
+    fn unmap_large(&mut self, iova: u64, pages: u64) {
+        self.unmap_pages::<Size2MiB>(iova, pages);
+    }
+    #[inline]
+    fn translate(&mut self, iova: u64) -> u64 {
+        self.tables.translate_addr(VirtAddr::new(iova)).expect("mapped").as_u64()
+    }
+}
+
+/// Where page_table_multiarch's tables come from.
+pub struct LeakedPages;
+
+impl PagingHandler for LeakedPages {
+    fn alloc_frames(count: usize, _: usize) -> Option<memory_addr::PhysAddr> {
+        (count == 1).then(|| memory_addr::PhysAddr::from(zeroed_page().as_ptr().expose_provenance()))
+    }
+    fn dealloc_frames(_: memory_addr::PhysAddr, _: usize) {}
+    #[inline]
+    fn phys_to_virt(address: memory_addr::PhysAddr) -> memory_addr::VirtAddr {
+        memory_addr::VirtAddr::from(address.as_usize())
+    }
+}
+
+/// Four levels for nobody's TLB.
+pub struct NoTlb;
+
+impl PagingMetaData for NoTlb {
+    const LEVELS: usize = 4;
+    const PA_MAX_BITS: usize = 52;
+    const VA_MAX_BITS: usize = 48;
+    type VirtAddr = memory_addr::VirtAddr;
+    #[inline]
+    fn flush_tlb(_: Option<memory_addr::VirtAddr>) {}
+}
+
+/// page_table_multiarch, whose tables are not for several threads.
+pub struct Multiarch(PageTable64<NoTlb, X64PTE, LeakedPages>);
+
+impl Multiarch {
+    #[inline]
+    fn map_region(&mut self, iova: u64, bytes: u64, large: bool) {
+        let target = |address: memory_addr::VirtAddr| {
+            memory_addr::PhysAddr::from(TARGET as usize + address.as_usize())
+        };
+        let (from, rights) = ((iova as usize).into(), MappingFlags::READ | MappingFlags::WRITE);
+        self.0.cursor().map_region(from, target, bytes as usize, rights, large).expect("mapped");
+    }
+}
+
+impl Tables for Multiarch {
+    const NAME: &'static str = "page_table_multiarch";
+
+    fn new(_: bool) -> Self {
+        Self(PageTable64::try_new().expect("a root"))
+    }
+    #[inline]
+    fn map(&mut self, iova: u64, pages: u64) {
+        self.map_region(iova, pages * PAGE, false);
+    }
+    #[inline]
+    fn unmap(&mut self, iova: u64, pages: u64) {
+        self.0.cursor().unmap_region((iova as usize).into(), (pages * PAGE) as usize).expect("unmapped");
+    }
+    #[inline]
+    fn map_large(&mut self, iova: u64, pages: u64) {
+        self.map_region(iova, pages * MultiarchSize::Size2M as u64, true);
+    }
+    #[inline]
+    fn unmap_large(&mut self, iova: u64, pages: u64) {
+        self.unmap(iova, pages * (LARGE / PAGE));
+    }
+    #[inline]
+    fn translate(&mut self, iova: u64) -> u64 {
+        self.0.query((iova as usize).into()).expect("mapped").0.as_usize() as u64
+    }
+}
+
+impl<A: PagingAttributes> Translation<A> for Pages {
+    #[inline]
+    fn allocate_table(&mut self) -> (NonNull<ArmTable<A>>, PhysicalAddress) {
+        let page = self.0.pop().expect("a page");
+        (page.cast(), PhysicalAddress(page.as_ptr().expose_provenance()))
+    }
+    unsafe fn deallocate_table(&mut self, table: NonNull<ArmTable<A>>) {
+        // SAFETY: the caller gives the table up, which was one page.
+        unsafe { table.cast::<u8>().write_bytes(0, PAGE as usize) };
+        self.0.push(table.cast());
+    }
+    #[inline]
+    fn physical_to_virtual(&self, address: PhysicalAddress) -> NonNull<ArmTable<A>> {
+        NonNull::new(std::ptr::with_exposed_provenance_mut(address.0)).expect("a page of ours")
+    }
+}
+
+/// aarch64-paging, whose tables are not for several threads.
+pub struct Aarch64(RootTable<El1And0, Pages>);
+
+impl Aarch64 {
+    #[inline]
+    fn write(&mut self, iova: u64, bytes: u64, attributes: El1Attributes, constraints: Constraints) {
+        let region = MemoryRegion::new(iova as usize, (iova + bytes) as usize);
+        let target = PhysicalAddress((TARGET + iova) as usize);
+        assert!(self.0.map_range(&region, target, attributes, constraints).is_ok());
+    }
+}
+
+/// What a leaf says that may be read and written.
+const ARM_LEAF: El1Attributes = El1Attributes::VALID.union(El1Attributes::ACCESSED);
+
+impl Tables for Aarch64 {
+    const NAME: &'static str = "aarch64-paging";
+
+    fn new(_: bool) -> Self {
+        Self(RootTable::with_va_range(Pages::new(), 0, El1And0, VaRange::Lower))
+    }
+    #[inline]
+    fn map(&mut self, iova: u64, pages: u64) {
+        self.write(
+            iova,
+            pages * PAGE,
+            ARM_LEAF,
+            Constraints::NO_BLOCK_MAPPINGS | Constraints::NO_CONTIGUOUS_HINT,
+        );
+    }
+    #[inline]
+    fn unmap(&mut self, iova: u64, pages: u64) {
+        let constraints = Constraints::NO_BLOCK_MAPPINGS | Constraints::NO_CONTIGUOUS_HINT;
+        self.write(iova, pages * PAGE, El1Attributes::empty(), constraints);
+    }
+    #[inline]
+    fn map_large(&mut self, iova: u64, pages: u64) {
+        self.write(iova, pages * LARGE, ARM_LEAF, Constraints::NO_CONTIGUOUS_HINT);
+    }
+    #[inline]
+    fn unmap_large(&mut self, iova: u64, pages: u64) {
+        self.write(iova, pages * LARGE, El1Attributes::empty(), Constraints::NO_CONTIGUOUS_HINT);
+    }
+    #[inline]
+    fn translate(&mut self, iova: u64) -> u64 {
+        let region = MemoryRegion::new(iova as usize, iova as usize + 1);
+        let mut found = 0;
+        let walked = self.0.walk_range(&region, &mut |_, descriptor, _| {
+            found = descriptor.output_address().0;
+            Ok(())
+        });
+        assert!(walked.is_ok());
+        found as u64
+    }
+}
+
+/// buddy_system_allocator behind a lock, over pages of its own.
+pub struct BuddyPages {
+    frames: Mutex<buddy_system_allocator::FrameAllocator<32>>,
+}
+
+impl BuddyPages {
+    /// `pages` of them.
+    pub fn new(pages: usize) -> Self {
+        let bytes = pages * PAGE as usize;
+        let layout = std::alloc::Layout::from_size_align(bytes, PAGE as usize).expect("a layout");
+        // SAFETY: the layout is not empty. The memory is never given back.
+        let start = unsafe { std::alloc::alloc_zeroed(layout) };
+        assert!(!start.is_null(), "no memory");
+        let first = start.expose_provenance() / PAGE as usize;
+        let mut frames = buddy_system_allocator::FrameAllocator::new();
+        frames.add_frame(first, first + pages);
+        Self { frames: Mutex::new(frames) }
+    }
+}
+
+// SAFETY: each page is handed out once.
+unsafe impl FrameAllocator<Size4KiB> for BuddyPages {
+    #[inline]
+    fn allocate_frame(&mut self) -> Option<PhysFrame> {
+        let frame = self.frames.lock().expect("no panic").alloc(1)?;
+        PhysFrame::from_start_address(x86_64::PhysAddr::new(frame as u64 * PAGE)).ok()
+    }
+}
