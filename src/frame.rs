@@ -165,7 +165,7 @@ impl<'p, S: FrameSource, P: Platform> Frame<'p, S, P> {
 }
 
 impl<S: FrameSource, P: Platform> Drop for Frame<'_, S, P> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         self.pool.give(Kind::Dirty, self.number);
     }

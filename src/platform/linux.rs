@@ -89,15 +89,14 @@ impl Platform for LinuxPlatform {
         &self.ownership
     }
 
-    /// The C library's, which asks nobody where it has registered restartable sequences; rustix looks for the kernel's shared
-    /// object on the first call, which a signal handler must not be the one to make, and which is not there under valgrind.
+    /// As the kernel keeps it for restartable sequences, where these are registered; otherwise as the C library says.
     #[inline(always)]
-    #[allow(unsafe_code, reason = "a function of the C library")]
     fn current_cpu(&self) -> usize {
-        // SAFETY: takes nothing, changes nothing, and is async-signal-safe in every C library.
-        let cpu = unsafe { libc::sched_getcpu() };
-        // Negative where the kernel does not say; then any is as good.
-        usize::try_from(cpu).unwrap_or(0)
+        #[cfg(all(target_arch = "x86_64", target_pointer_width = "64"))]
+        if let Some(cpu) = self.ownership.cpu_hint() {
+            return cpu;
+        }
+        cpu_by_call()
     }
 
     fn ring(&self) {
@@ -114,6 +113,18 @@ impl DoorbellPlatform for LinuxPlatform {
     fn extra_caches(&self) -> usize {
         self.uses_restartable_sequences().into()
     }
+}
+
+/// The C library's number, which asks nobody where it has registered restartable sequences; rustix looks for the kernel's shared
+/// object on the first call, which a signal handler must not be the one to make, and which is not there under valgrind.
+#[cold]
+#[inline(never)]
+#[allow(unsafe_code, reason = "a function of the C library")]
+fn cpu_by_call() -> usize {
+    // SAFETY: takes nothing, changes nothing, and is async-signal-safe in every C library.
+    let cpu = unsafe { libc::sched_getcpu() };
+    // Negative where the kernel does not say; then any is as good.
+    usize::try_from(cpu).unwrap_or(0)
 }
 
 #[cfg(test)]

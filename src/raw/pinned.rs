@@ -291,6 +291,18 @@ impl<C: PinnedContext> Pinned<C> {
     }
 }
 
+/// Takes a frame from a slot in everybody's reach; apart, so that the way of an owner is short.
+#[inline(never)]
+fn pop_shared(slots: &Slots, slot: usize) -> Result<FrameNumber, SlotMiss> {
+    Claim.pop(slots, || slot)
+}
+
+/// Puts a frame into a slot in everybody's reach.
+#[inline(never)]
+fn push_shared(slots: &Slots, slot: usize, frame: FrameNumber, wanted: &Wanted) -> Result<(), SlotMiss> {
+    Claim.push(slots, || slot, frame, wanted)
+}
+
 fn outcome<T>(
     outcome: Result<(SlotState, super::magazine::Magazine), super::magazine::Magazine>,
     wrap: impl Fn(super::magazine::Magazine) -> T,
@@ -307,7 +319,7 @@ impl<C: PinnedContext> SlotOwnership for Pinned<C> {
         let (entered, state) = match self.enter(slots, cpu) {
             Ok(entered) => entered,
             Err(Refusal::Nested) => return Err(SlotMiss::Busy),
-            Err(Refusal::Shared(slot)) => return Claim.pop(slots, || slot),
+            Err(Refusal::Shared(slot)) => return pop_shared(slots, slot),
         };
         let Some((after, entry)) = state.pop(slots.magazines.shape()) else {
             entered.leave_holding(state);
@@ -331,7 +343,7 @@ impl<C: PinnedContext> SlotOwnership for Pinned<C> {
         let (entered, state) = match self.enter(slots, cpu) {
             Ok(entered) => entered,
             Err(Refusal::Nested) => return Err(SlotMiss::Busy),
-            Err(Refusal::Shared(slot)) => return Claim.push(slots, || slot, frame, wanted),
+            Err(Refusal::Shared(slot)) => return push_shared(slots, slot, frame, wanted),
         };
         if wanted.is_any() {
             entered.leave_holding(state);

@@ -96,6 +96,9 @@ pub(crate) enum Setback {
 #[derive(Debug)]
 pub struct Rseq {
     area: Area,
+    /// Where the kernel writes the number of the CPU, whether there are sequences or not.
+    #[cfg(not(loom))]
+    registered: Area,
 }
 
 impl sealed::Sealed for Rseq {}
@@ -112,7 +115,7 @@ impl Rseq {
     /// By sequences if this process has them, which stays so for its life.
     #[cfg(not(loom))]
     pub(crate) fn find() -> Self {
-        Self { area: Area::find() }
+        Self { area: Area::find(), registered: Area::registered() }
     }
 
     /// By the sequences of a model.
@@ -123,8 +126,18 @@ impl Rseq {
 
     /// By claim alone.
     #[cfg(not(loom))]
-    pub(crate) const fn off() -> Self {
-        Self { area: Area::NONE }
+    pub(crate) fn off() -> Self {
+        Self { area: Area::NONE, registered: Area::registered() }
+    }
+
+    /// The number of the CPU that runs this code, if the kernel writes it into this thread's area: one load.
+    #[cfg(not(loom))]
+    #[inline(always)]
+    pub(crate) fn cpu_hint(&self) -> Option<usize> {
+        /// What stands there on a thread without a registration.
+        const UNREGISTERED: usize = u32::MAX as usize;
+        let area = (!self.registered.is_none()).then_some(self.registered)?;
+        Some(area.cpu()).filter(|&cpu| cpu != UNREGISTERED)
     }
 
     /// Whether sequences are used.

@@ -18,11 +18,16 @@ impl Area {
     /// The area that the C library has registered for the threads of this process, if the kernel also lets us end the sequences
     /// of other CPUs.
     pub(crate) fn find() -> Self {
+        let area = Self::registered();
+        let has_barrier = || membarrier(MembarrierCommand::RegisterPrivateExpeditedRseq).is_ok();
+        if !area.is_none() && has_barrier() { area } else { Self::NONE }
+    }
+
+    /// The area that the C library has registered for the threads of this process, whatever else the kernel lets us do: enough to
+    /// be told the number of the CPU.
+    pub(crate) fn registered() -> Self {
         let (offset, size) = libc_symbols();
-        match usable(offset, size) {
-            Some(area) if membarrier(MembarrierCommand::RegisterPrivateExpeditedRseq).is_ok() => area,
-            _ => Self::NONE,
-        }
+        usable(offset, size).unwrap_or(Self::NONE)
     }
 
     #[inline(always)]
