@@ -255,18 +255,19 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         self.alloc_zeroed().ok().map(Frame::into_raw)
     }
 
-    /// `count` frames for tables, as [`alloc_table_frame`](Self::alloc_table_frame) lays them down, all or nothing; otherwise why
-    /// not, and how many were lacking.
+    /// `count` frames for tables, as `request` says, laid down as their addresses, all or nothing; otherwise why not, and how many were
+    /// lacking.
     #[cfg(feature = "vtd")]
     pub(crate) fn reserve_table_frames(
         &self,
+        request: Request,
         count: u64,
     ) -> Result<impl Iterator<Item = PhysAddr> + '_, (AllocError, u64)> {
         let capacity = if self.frame_size() == TABLE { self.door.capacity() } else { 0 };
         let frames = u32::try_from(count).ok().filter(|&frames| frames <= capacity);
         let frames = frames.ok_or((AllocError::Exhausted, count.saturating_sub(u64::from(capacity))))?;
         let reservation = self
-            .reserve_with(Request::ORDINARY.zeroed(), frames)
+            .reserve_with(request, frames)
             .map_err(|error| (error.reason(), u64::from(error.missing())))?;
         Ok(core::iter::from_fn(move || reservation.draw().map(Frame::into_raw)))
     }

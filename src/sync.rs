@@ -89,6 +89,24 @@ pub(crate) fn occupy(word: &atomic::AtomicU64, value: u64) -> bool {
     occupied
 }
 
+/// Writes `value` into a word as into any other, so that several of them may become one access.
+///
+/// # Safety
+/// Nobody else accesses the word at the same time.
+#[cfg(feature = "vtd")]
+#[inline(always)]
+#[allow(unsafe_code, reason = "core has no such access")]
+pub(crate) unsafe fn write_alone(word: &atomic::AtomicU64, value: u64) {
+    // Ordering: Relaxed; nobody looks.
+    #[cfg(any(loom, framepool_injection))]
+    word.store(value, atomic::Ordering::Relaxed);
+    // SAFETY: the word is there, and the caller's alone.
+    #[cfg(not(any(loom, framepool_injection)))]
+    unsafe {
+        word.as_ptr().write(value);
+    }
+}
+
 /// A number that differs between contexts that run at the same time, as far as possible: where their stacks are. Under loom all
 /// contexts get the same, so that they meet.
 #[cfg(feature = "vtd")]

@@ -28,10 +28,11 @@
 //! ```
 
 use crate::raw::magazine::Kind;
-use crate::{AllocError, FramePool, FrameSource, PhysAddr, Platform, Quota};
+use crate::{AllocError, FramePool, FrameSource, PhysAddr, Platform, Quota, Request};
 use core::ptr::NonNull;
 
 mod accessed;
+mod advance;
 mod bits;
 mod caching_mode;
 mod capabilities;
@@ -39,6 +40,7 @@ mod capabilities;
 mod close;
 pub mod context;
 pub mod descriptor;
+mod direct;
 pub mod dmar;
 #[allow(unsafe_code, reason = "map states duties that only the caller can keep")]
 mod domain;
@@ -177,6 +179,15 @@ pub unsafe trait TableFrames {
         allocate_one_by_one(self, count, each)
     }
 
+    /// Takes `count` frames, whatever is in them, as [`allocate_all`](Self::allocate_all) does: for tables that are written as a whole before
+    /// anybody sees them. As provided, zeroed ones; an allocator that keeps others too, and would have to clear them, does better.
+    ///
+    /// # Errors
+    /// As for `allocate_all`.
+    fn allocate_any(&self, count: u64, each: &mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames> {
+        self.allocate_all(count, each)
+    }
+
     /// Takes a frame back.
     ///
     /// From the contexts of `allocate`.
@@ -259,6 +270,10 @@ unsafe impl<T: TableFrames + ?Sized> TableFrames for &T {
         (**self).allocate_all(count, each)
     }
 
+    fn allocate_any(&self, count: u64, each: &mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames> {
+        (**self).allocate_any(count, each)
+    }
+
     unsafe fn free(&self, frame: PhysAddr) {
         // SAFETY: the caller's.
         unsafe { (**self).free(frame) }
@@ -296,13 +311,24 @@ unsafe impl<S: FrameSource, P: Platform> TableFrames for FramePool<S, P> {
     }
 
     fn allocate_all(&self, count: u64, each: &mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames> {
-        match self.reserve_table_frames(count) {
+        match self.reserve_table_frames(Request::ORDINARY.zeroed(), count) {
             Ok(reserved) => reserved.for_each(each),
             // Frames there may be, but no magazine to keep them together.
             Err((AllocError::TooManyReservations, _)) => return allocate_one_by_one(self, count, each),
             Err((_, missing)) => return Err(TooFewFrames { missing }),
         }
         Ok(())
+    }
+
+    fn allocate_any(&self, count: u64, each: &mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames> {
+        match self.reserve_table_frames(Request::ORDINARY, count) {
+            Ok(reserved) => {
+                reserved.for_each(each);
+                Ok(())
+            }
+            Err((AllocError::TooManyReservations, _)) => allocate_one_by_one(self, count, each),
+            Err((_, missing)) => Err(TooFewFrames { missing }),
+        }
     }
 
     unsafe fn free(&self, frame: PhysAddr) {

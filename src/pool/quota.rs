@@ -260,11 +260,12 @@ impl<'p, S: FrameSource, P: Platform> Quota<'p, S, P> {
         let over = (AllocError::OverQuota, count.saturating_sub(room).max(1));
         let frames = u32::try_from(count).map_err(|_| over)?;
         let own = self.account.claim(frames).ok_or(over)?;
-        let reserved = match self.pool.reserve_table_frames(u64::from(frames - own)) {
-            Ok(reserved) if self.account.charge(frames - own) => Ok(reserved),
-            Ok(_) => Err(over),
-            Err(error) => Err(error),
-        };
+        let reserved =
+            match self.pool.reserve_table_frames(Request::ORDINARY.zeroed(), u64::from(frames - own)) {
+                Ok(reserved) if self.account.charge(frames - own) => Ok(reserved),
+                Ok(_) => Err(over),
+                Err(error) => Err(error),
+            };
         let claimed = || self.take_from_cell(Request::ORDINARY.zeroed());
         let claimed = core::iter::from_fn(claimed).take(own as usize);
         match reserved {

@@ -65,6 +65,7 @@ impl<F: Format> sealed::Sealed for CachingMode<F> {}
 impl<F: Format> Format for CachingMode<F> {
     const INDEX_BITS: u32 = F::INDEX_BITS;
     const STAGE: Stage = F::STAGE;
+    const PRESENT: u64 = F::PRESENT;
     const PAGE_SIZE: u64 = F::PAGE_SIZE;
     const SNOOP: u64 = F::SNOOP;
     const ACCESSED: u64 = F::ACCESSED;

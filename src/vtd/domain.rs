@@ -2,11 +2,9 @@
 
 use super::{
     ClosedDomain, DomainError, DomainId, DomainStats, Hardware, Invalidation, MapError, RangeError,
-    TableFrames, TooFewFrames, UnmapError,
-    error::AdvanceError,
+    TableFrames, UnmapError,
     first_stage::FirstStage,
     format::{Format, Permissions, Stage},
-    frame_list::FrameList,
     second_stage::SecondStage,
     table::Table,
     tables::Tables,
@@ -213,6 +211,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[inline(always)]
     pub unsafe fn map(
         &self,
         iova: Iova,
@@ -221,7 +220,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         permissions: Permissions,
     ) -> Result<F::Mapped<'_, A>, MapError> {
         let (span, wish) = self.wish_to_map(iova, target, length, permissions)?;
-        self.carry_out(span, wish, |missing| self.advance(missing))
+        self.carry_out(span, wish, |missing| self.advance_all(missing))
     }
 
     /// Removes the mapping of `length` bytes from `iova` on. A large leaf that lies partly in the range is split, without a
@@ -241,22 +240,19 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[inline(always)]
     pub fn unmap(&self, iova: Iova, length: u64) -> Result<Invalidation<'_, A>, UnmapError> {
         let span = self.config.span(iova, length)?;
         let _walk = self.tables.enter(span);
-        let mut survey = unmap::Survey::<F>::new();
-        self.walk(span, &mut survey)?;
-        let advance = self.advance(survey.missing)?;
-        let mut invalidation = Invalidation::of(&self.tables, span);
-        let mut removing = unmap::Removing::<F, A> {
-            tables: &self.tables,
-            advance,
-            invalidation: &mut invalidation,
-            format: PhantomData,
-        };
-        let outcome = self.walk(span, &mut removing);
-        self.tables.give_back(removing.advance);
-        outcome.map(|()| invalidation)
+        match self.leaf_run(span) {
+            Some(run) => {
+                unmap::mapped::<F>(run, span)?;
+                run.clear();
+                self.tables.flush(run);
+                Ok(Invalidation::of(&self.tables, span))
+            }
+            None => self.remove(span),
+        }
     }
 
     /// The physical address of the root table, for the context entry.
@@ -341,31 +337,6 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// What is left to be done now that `span` is mapped, in leaves of up to `largest` bytes.
     pub(crate) fn mapped(&self, span: Span, largest: u64) -> F::Mapped<'_, A> {
         F::mapped(|| Invalidation::of_map(&self.tables, span, largest))
-    }
-
-    /// Takes `count` zeroed frames, or none.
-    pub(crate) fn advance(&self, count: u64) -> Result<FrameList, AdvanceError> {
-        self.gather(|each| self.tables.frames.allocate_all(count, each))
-    }
-
-    /// Gathers the frames that `take` hands out, if hardware can address them all.
-    pub(crate) fn gather(
-        &self,
-        take: impl FnOnce(&mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames>,
-    ) -> Result<FrameList, AdvanceError> {
-        let mut list = FrameList::new();
-        let mut beyond = None;
-        take(&mut |frame| {
-            if frame.as_u64() >> self.config.host_address_width != 0 {
-                beyond = Some(frame);
-            }
-            list.push(&self.tables.frames, frame);
-        })?;
-        if let Some(frame) = beyond {
-            self.tables.give_back(list);
-            return Err(AdvanceError::FrameBeyondWidth { frame });
-        }
-        Ok(list)
     }
 }
 

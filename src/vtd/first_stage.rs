@@ -40,6 +40,7 @@ impl sealed::Sealed for FirstStage {}
 impl Format for FirstStage {
     const INDEX_BITS: u32 = 9;
     const STAGE: Stage = Stage::First;
+    const PRESENT: u64 = PRESENT;
     const PAGE_SIZE: u64 = 1 << 7;
     const SNOOP: u64 = 0;
     const ACCESSED: u64 = ACCESSED;

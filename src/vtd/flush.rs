@@ -96,6 +96,10 @@ unsafe impl<A: TableFrames, H: LineFlush> TableFrames for FlushedFrames<A, H> {
         self.frames.allocate_all(count, each)
     }
 
+    fn allocate_any(&self, count: u64, each: &mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames> {
+        self.frames.allocate_any(count, each)
+    }
+
     unsafe fn free(&self, frame: PhysAddr) {
         // SAFETY: the caller's.
         unsafe { self.frames.free(frame) }

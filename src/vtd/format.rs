@@ -107,6 +107,10 @@ pub trait Format: sealed::Sealed + 'static {
     /// The translation that hardware does with the tables.
     const STAGE: Stage;
 
+    /// An entry is present if any of these bits is set.
+    #[doc(hidden)]
+    const PRESENT: u64;
+
     /// The bit that makes an entry above level 1 a leaf.
     #[doc(hidden)]
     const PAGE_SIZE: u64;

@@ -58,6 +58,7 @@ pub struct Invalidation<'d, A: TableFrames> {
 
 impl<'d, A: TableFrames> Invalidation<'d, A> {
     /// Nothing to be done.
+    #[inline(always)]
     pub(crate) fn none(tables: &'d Tables<A>) -> Self {
         Self {
             tables,
@@ -73,9 +74,10 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     }
 
     /// What was present in `span` is not any more, or says something else.
+    #[inline(always)]
     pub(crate) fn of(tables: &'d Tables<A>, span: Span) -> Self {
         let mut invalidation = Self::none(tables);
-        invalidation.cover(span);
+        invalidation.ranges[0] = Some(span);
         invalidation.write_buffer_only = false;
         invalidation
     }
@@ -327,7 +329,16 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     /// # Safety
     /// Every unit that the domain is attached to has confirmed that it has forgotten the ranges (or the whole domain), non-leaf
     /// entries included unless [`leaf_only`](Self::leaf_only); nothing walks the detached tables any more.
-    pub unsafe fn complete(mut self) {
+    #[inline(always)]
+    pub unsafe fn complete(self) {
+        if self.table_frames() > 0 || self.parted.is_some() {
+            self.retire();
+        }
+    }
+
+    /// Hands over all tables that wait in here.
+    #[inline(never)]
+    fn retire(mut self) {
         let mut detached = mem::replace(&mut self.detached, FrameList::new());
         if let Some(parted) = self.parted.take() {
             detached.append(&self.tables.frames, parted.take(self.tables));
@@ -343,6 +354,7 @@ const fn mask_of(size: u64) -> u8 {
 }
 
 impl<A: TableFrames> Drop for Invalidation<'_, A> {
+    #[inline]
     fn drop(&mut self) {
         let frames = self.detached.count() + self.joined.count();
         if frames > 0 {

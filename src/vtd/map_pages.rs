@@ -43,6 +43,8 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         let span = config.check_map::<F>(iova, length, permissions)?;
         pages.iter().try_for_each(|&page| config.check_target(page, PAGE))?;
         let targets = Scattered { start: span.start, pages };
-        self.carry_out(span, Wish::new::<F>(targets, permissions, &config), |missing| self.advance(missing))
+        self.carry_out(span, Wish::new::<F>(targets, permissions, &config), |missing| {
+            self.advance_all(missing)
+        })
     }
 }

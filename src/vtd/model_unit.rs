@@ -262,6 +262,13 @@ unsafe impl<A: TableFrames> TableFrames for ModelUnit<A> {
         })
     }
 
+    fn allocate_any(&self, count: u64, each: &mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames> {
+        self.frames.allocate_any(count, &mut |frame| {
+            self.lock().memory.allocated(&self.frames, frame);
+            each(frame);
+        })
+    }
+
     unsafe fn free(&self, frame: PhysAddr) {
         let mut state = self.lock();
         state.check_free(frame);

@@ -59,12 +59,18 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         let _walk = self.tables().enter(span);
         let mut survey = Survey::<F>(map::Survey::new(wish));
         self.walk(span, &mut survey)?;
-        let advance = self.advance(survey.0.missing)?;
+        let advance = self.advance(survey.0.missing.total())?.into();
         let tables = self.tables();
-        let mut building =
-            Building::<F, A>(map::Writing { tables, wish, advance, largest: PAGE, format: PhantomData });
+        let mut building = Building::<F, A>(map::Writing {
+            tables,
+            wish,
+            advance,
+            tables_only: true,
+            largest: PAGE,
+            format: PhantomData,
+        });
         let outcome = self.walk(span, &mut building);
-        self.tables().give_back(building.0.advance);
+        self.give_back(building.0.advance);
         outcome.map(|()| self.mapped(span, PAGE))
     }
 
@@ -159,7 +165,7 @@ impl<F: Format, A: TableFrames> Visitor for Releasing<'_, F, A> {
         if place.level > self.level {
             return Ok(Step::Descend(below));
         }
-        let kept = Table::at::<F, A>(&self.tables.frames, below).all().position(|entry| entry & KEPT != 0);
+        let kept = Table::at::<F, A>(&self.tables.frames, below).all().first_with(KEPT);
         if kept.is_none() {
             change::<F>(&place, |entry| entry & !KEPT);
         }

@@ -37,7 +37,7 @@ impl<F: Format> Visitor for Survey<F> {
     }
 
     fn leaves(&mut self, run: Run<'_>, part: Span) -> Result<(), ProtectError> {
-        match run.position(|entry| F::decode(entry, 1) == Entry::Empty) {
+        match run.first_without(F::PRESENT) {
             Some(position) => {
                 Err(ProtectError::NotMapped { iova: Iova::new(part.start + position as u64 * PAGE) })
             }

@@ -201,7 +201,7 @@ impl<F: Format, A: TableFrames> Sweep<'_, '_, F, A> {
     fn table(&mut self, frame: PhysAddr, level: u32, start: u64) -> Content {
         let table = Table::at::<F, A>(&self.tables.frames, frame);
         if level == 1 {
-            return match table.all().position(|entry| entry != 0) {
+            return match table.all().first_with(u64::MAX) {
                 None => Content::Nothing,
                 Some(_) => Content::Pages,
             };

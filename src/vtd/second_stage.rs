@@ -38,6 +38,7 @@ impl sealed::Sealed for SecondStage {}
 impl Format for SecondStage {
     const INDEX_BITS: u32 = 9;
     const STAGE: Stage = Stage::Second;
+    const PRESENT: u64 = READ | WRITE;
     const PAGE_SIZE: u64 = 1 << 7;
     const SNOOP: u64 = 1 << 11;
     const ACCESSED: u64 = 1 << 8;
@@ -65,7 +66,7 @@ impl Format for SecondStage {
 
     #[inline(always)]
     fn decode(entry: u64, level: u32) -> Entry {
-        if entry & (READ | WRITE) == 0 {
+        if entry & Self::PRESENT == 0 {
             return Entry::Empty;
         }
         let address = PhysAddr::new(entry & ADDRESS);

@@ -108,8 +108,8 @@ impl<F: Format, A: PooledFrames> Domain<F, A> {
         let mut held: Option<Reservation<'_, A::Source, A::Platform>> = None;
         loop {
             let outcome = self.carry_out(span, wish, |missing| match &held {
-                Some(reservation) => self.draw(reservation, missing),
-                None => self.advance(missing),
+                Some(reservation) => self.draw(reservation, missing.total()).map(Into::into),
+                None => self.advance_all(missing),
             });
             let Err(MapError::OutOfFrames { missing }) = outcome else { return outcome };
             // Nothing in hand while it waits, so that no two who wait block each other.

@@ -3,7 +3,10 @@
 use super::{TableFrames, format::Format, width::PAGE};
 use crate::{
     PhysAddr,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        write_alone,
+    },
 };
 use core::{ops::Range, ptr::NonNull};
 
@@ -167,11 +170,40 @@ impl<'t> Run<'t> {
         })
     }
 
-    /// The first entry for which `wanted` holds, counted from the start of the run.
+    /// The first entry in which one of `bits` is set, counted from the start of the run.
     #[inline(always)]
-    pub(crate) fn position(self, wanted: impl Fn(u64) -> bool) -> Option<usize> {
-        // Ordering: Relaxed; entries of the last level name pages, behind which the CPU reads nothing.
-        self.0.iter().position(|entry| wanted(entry.load(Ordering::Relaxed)))
+    pub(crate) fn first_with(self, bits: u64) -> Option<usize> {
+        self.first_where::<32>(|run| run.values().fold(0, |all, entry| all | entry) & bits != 0)
+    }
+
+    /// The first entry in which none of `bits` is set, counted from the start of the run.
+    #[inline(always)]
+    pub(crate) fn first_without(self, bits: u64) -> Option<usize> {
+        self.first_where::<8>(|run| run.values().fold(false, |any, entry| any | (entry & bits == 0)))
+    }
+
+    /// The first entry for which `has` holds when it is asked for a run of that entry alone, counted from the start. It is asked for
+    /// runs of `STRIDE` first, and answers for all of their entries, so that there need not be a branch for each.
+    #[inline(always)]
+    fn first_where<const STRIDE: usize>(self, has: impl Fn(Self) -> bool) -> Option<usize> {
+        let mut strides = self.0.chunks_exact(STRIDE);
+        let rest = strides.remainder();
+        let (first, few) = match strides.position(|stride| has(Run(stride))) {
+            Some(number) => (number * STRIDE, self.0.get(number * STRIDE..).unwrap_or_default()),
+            None => (self.0.len() - rest.len(), rest),
+        };
+        few.chunks(1).position(|one| has(Run(one))).map(|position| first + position)
+    }
+
+    /// Empties all entries.
+    #[inline(always)]
+    pub(crate) fn clear(self) {
+        // Ordering: Relaxed; nothing is published.
+        let empty = |entry: &AtomicU64| entry.store(0, Ordering::Relaxed);
+        // By lines of a cache, so that a compiler writes them without a count between.
+        let (lines, rest) = self.0.as_chunks::<8>();
+        lines.iter().for_each(|line| line.iter().for_each(empty));
+        rest.iter().for_each(empty);
     }
 
     /// Writes one entry after the other.
@@ -180,6 +212,16 @@ impl<'t> Run<'t> {
         for (entry, value) in self.0.iter().zip(values) {
             // Ordering: Release, as for `Table::store`.
             entry.store(value, Ordering::Release);
+        }
+    }
+
+    /// Writes one entry after the other of a table that no entry names yet, and that nobody but the caller has: it is published with
+    /// the entry that will.
+    #[inline(always)]
+    pub(crate) fn fill_unseen(self, values: impl Iterator<Item = u64>) {
+        for (entry, value) in self.0.iter().zip(values) {
+            // SAFETY: the caller alone has the table.
+            unsafe { write_alone(entry, value) };
         }
     }
 

@@ -110,6 +110,15 @@ impl<A: TableFrames> Tables<A> {
         }
     }
 
+    /// Gives frames back that no entry has ever named, whatever is in them.
+    #[allow(unsafe_code, reason = "only what was never linked goes back at once")]
+    pub(crate) fn give_back_any(&self, mut unused: FrameList) {
+        while let Some(frame) = unused.pop(&self.frames) {
+            // SAFETY: the frame came from this allocator and was never in an entry, so nothing reaches it.
+            unsafe { self.frames.free(frame) };
+        }
+    }
+
     /// Takes over tables for addresses of `blocks` of which hardware has let go; they go back when no walker is inside.
     pub(crate) fn retire(&self, detached: FrameList, blocks: impl Iterator<Item = PageBlock>) {
         if detached.count() > 0 {

@@ -5,6 +5,9 @@ use crate::PhysAddr;
 
 /// Where the pages of a range go.
 pub(crate) trait Targets: Copy {
+    /// Whether each page goes right behind the one before.
+    const IN_A_ROW: bool;
+
     /// Where the page at `iova` goes.
     fn at(&self, iova: u64) -> PhysAddr;
 
@@ -20,6 +23,8 @@ pub(crate) struct Piece {
 }
 
 impl Targets for Piece {
+    const IN_A_ROW: bool = true;
+
     #[inline(always)]
     fn at(&self, iova: u64) -> PhysAddr {
         PhysAddr::new(iova.wrapping_add(self.distance))
@@ -47,6 +52,8 @@ impl Scattered<'_> {
 }
 
 impl Targets for Scattered<'_> {
+    const IN_A_ROW: bool = false;
+
     #[inline(always)]
     fn at(&self, iova: u64) -> PhysAddr {
         // The range is as long as the list.

@@ -3,10 +3,10 @@
 //! The first finds out that all of the range is mapped and how many tables it takes to split the large leaves of which only a
 //! part goes; these are taken before the second changes anything (INV-11). A table that lies in the range as a whole is
 //! taken out by its entry, and what is below it then belongs to this unmap alone (INV-10). One that was built beforehand, to be kept,
-//! is emptied instead (`preallocate.rs`).
+//! is emptied instead (`preallocate.rs`). A range that is part of one leaf table needs no walk (`direct.rs`).
 
 use super::{
-    TableFrames, UnmapError,
+    Domain, TableFrames, UnmapError,
     format::{Entry, Format, KEPT, named_table},
     frame_list::FrameList,
     invalidation::Invalidation,
@@ -17,19 +17,30 @@ use super::{
     width::{Iova, PAGE, Span},
 };
 use crate::PhysAddr;
-use core::{iter, marker::PhantomData};
+use core::marker::PhantomData;
 
-/// The walk that looks.
-pub(crate) struct Survey<F> {
-    /// Tables that it takes to split leaves.
-    pub(crate) missing: u64,
-    format: PhantomData<F>,
+impl<F: Format, A: TableFrames> Domain<F, A> {
+    /// Removes the mapping of `span`, whatever it takes. The caller has entered.
+    #[inline(never)]
+    pub(crate) fn remove(&self, span: Span) -> Result<Invalidation<'_, A>, UnmapError> {
+        let tables = self.tables();
+        let mut survey = Survey::<F> { missing: 0, format: PhantomData };
+        self.walk(span, &mut survey)?;
+        let advance = self.advance(survey.missing)?;
+        let mut invalidation = Invalidation::of(tables, span);
+        let mut removing =
+            Removing::<F, A> { tables, advance, invalidation: &mut invalidation, format: PhantomData };
+        let outcome = self.walk(span, &mut removing);
+        tables.give_back(removing.advance);
+        outcome.map(|()| invalidation)
+    }
 }
 
-impl<F: Format> Survey<F> {
-    pub(crate) fn new() -> Self {
-        Self { missing: 0, format: PhantomData }
-    }
+/// The walk that looks.
+struct Survey<F> {
+    /// Tables that it takes to split leaves.
+    missing: u64,
+    format: PhantomData<F>,
 }
 
 impl<F: Format> Visitor for Survey<F> {
@@ -47,21 +58,25 @@ impl<F: Format> Visitor for Survey<F> {
     }
 
     fn leaves(&mut self, run: Run<'_>, part: Span) -> Result<(), UnmapError> {
-        match run.position(|entry| F::decode(entry, 1) == Entry::Empty) {
-            Some(position) => {
-                Err(UnmapError::NotMapped { iova: Iova::new(part.start + position as u64 * PAGE) })
-            }
-            None => Ok(()),
-        }
+        mapped::<F>(run, part)
+    }
+}
+
+/// Refuses a run of entries for `part` in which there is an empty one.
+#[inline(always)]
+pub(crate) fn mapped<F: Format>(run: Run<'_>, part: Span) -> Result<(), UnmapError> {
+    match run.first_without(F::PRESENT) {
+        Some(position) => Err(UnmapError::NotMapped { iova: Iova::new(part.start + position as u64 * PAGE) }),
+        None => Ok(()),
     }
 }
 
 /// The walk that takes entries out, with all frames that it can need.
-pub(crate) struct Removing<'w, 'd, F, A: TableFrames> {
-    pub(crate) tables: &'d Tables<A>,
-    pub(crate) advance: FrameList,
-    pub(crate) invalidation: &'w mut Invalidation<'d, A>,
-    pub(crate) format: PhantomData<F>,
+struct Removing<'w, 'd, F, A: TableFrames> {
+    tables: &'d Tables<A>,
+    advance: FrameList,
+    invalidation: &'w mut Invalidation<'d, A>,
+    format: PhantomData<F>,
 }
 
 impl<F: Format, A: TableFrames> Removing<'_, '_, F, A> {
@@ -109,7 +124,7 @@ impl<F: Format, A: TableFrames> Visitor for Removing<'_, '_, F, A> {
     }
 
     fn leaves(&mut self, run: Run<'_>, _part: Span) -> Result<(), UnmapError> {
-        run.fill(iter::repeat(0));
+        run.clear();
         self.tables.flush(run);
         Ok(())
     }

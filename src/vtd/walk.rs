@@ -4,7 +4,7 @@ use super::{
     TableFrames,
     format::{Format, IDLE},
     table::{Run, Table},
-    width::{Span, size},
+    width::{Span, shift, size},
 };
 use crate::PhysAddr;
 
@@ -58,6 +58,12 @@ pub(crate) trait Visitor {
     fn leaves(&mut self, run: Run<'_>, part: Span) -> Result<(), Self::Stop>;
 }
 
+/// Which entry of a table of `level` is for `address`.
+#[inline(always)]
+pub(crate) const fn index<F: Format>(address: u64, level: u32) -> usize {
+    (address >> shift(level, F::INDEX_BITS)) as usize & ((1 << F::INDEX_BITS) - 1)
+}
+
 /// Walks over `part` in the table `frame` of `level`, in ascending order. Recurses once a level.
 pub(crate) fn walk<F: Format, A: TableFrames, V: Visitor>(
     frames: &A,
@@ -68,14 +74,14 @@ pub(crate) fn walk<F: Format, A: TableFrames, V: Visitor>(
 ) -> Result<(), V::Stop> {
     let table = Table::at::<F, A>(frames, frame);
     let size = size(level, F::INDEX_BITS);
-    let index = |address: u64| (address / size) as usize & ((1 << F::INDEX_BITS) - 1);
     if level == 1 {
-        return visitor.leaves(table.run(index(part.start), (part.length() / size) as usize), part);
+        return visitor
+            .leaves(table.run(index::<F>(part.start, level), (part.length() / size) as usize), part);
     }
     let mut rest = part;
     while rest.start < rest.end {
         let part = rest.first(size);
-        let place = Place { table, index: index(part.start), level, part };
+        let place = Place { table, index: index::<F>(part.start, level), level, part };
         if let Step::Descend(below) = visitor.entry(place)? {
             walk::<F, A, V>(frames, below, level - 1, part, visitor)?;
         }

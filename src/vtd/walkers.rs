@@ -90,13 +90,26 @@ impl Walkers {
 
     /// Begins a walk that looks at tables for addresses of `reach` only. Wait-free: one exchange, and one more for each slot that is
     /// found taken.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn enter(&self, reach: PageBlock) -> Walk<'_> {
         // Ordering: Acquire pairs with the Release of `stamp`: what was unlinked before a stamp is not found by a walk that has
         // read it.
         let now = self.clock.load(Ordering::Acquire);
-        let (before, from) = self.used().split_at(first_slot(self.used));
-        for slot in from.iter().chain(before) {
+        let first = first_slot(self.used);
+        match self.slots.get(first) {
+            Some(slot) if first < self.used && occupy(&slot.began, now) => {
+                slot.narrow(reach);
+                Walk { walkers: self, slot: Some(slot) }
+            }
+            _ => self.enter_elsewhere(first, now, reach),
+        }
+    }
+
+    /// Begins a walk in a slot other than `taken`.
+    #[cold]
+    fn enter_elsewhere(&self, taken: usize, now: u64, reach: PageBlock) -> Walk<'_> {
+        let (before, from) = self.used().split_at(taken.min(self.used));
+        for slot in from.iter().skip(1).chain(before) {
             // Ordering: Relaxed; saves an exchange that cannot succeed.
             if slot.began.load(Ordering::Relaxed) == 0 && occupy(&slot.began, now) {
                 slot.narrow(reach);
@@ -166,7 +179,8 @@ fn first_slot(slots: usize) -> usize {
     /// 2⁶⁴ divided by the golden ratio (Knuth, The Art of Computer Programming, volume 3, section 6.4): spreads neighbours.
     const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
     let spread = (context() as u64).wrapping_mul(SPREAD) >> 32;
-    (spread as usize).checked_rem(slots).unwrap_or(0)
+    // A fraction of the slots, without a division.
+    ((spread * slots as u64) >> 32) as usize
 }
 
 impl Drop for Walk<'_> {
