@@ -188,6 +188,18 @@ fn frames_that_were_retired_later_wait_for_the_reader_who_came_later() {
 
 #[test]
 fn a_map_that_is_stopped_keeps_its_empty_tables_and_no_others() {
+    // It goes by the root and two tables, and stops before it looks into the last.
+    a_stopped_map_keeps(0, PAGE, 2, 3);
+}
+
+#[test]
+fn a_map_that_is_stopped_on_the_long_way_keeps_its_empty_tables_and_no_others() {
+    // It looks into four tables, then again, and stops before it writes into the first of both leaf tables.
+    a_stopped_map_keeps(2 * MIB - PAGE, 2 * PAGE, 6, 4);
+}
+
+/// A map of `length` bytes from `iova` on is stopped after `steps` tables: `kept` of eight stay, which are all on its way.
+fn a_stopped_map_keeps(iova: u64, length: u64, steps: u64, kept: u64) {
     let gate = gate();
     let domain = SecondStageDomain::new(DomainConfig::new(Levels::Three), &gate).unwrap();
     let iovas = [0, 2 * MIB, GIB, 3 * GIB];
@@ -196,22 +208,21 @@ fn a_map_that_is_stopped_keeps_its_empty_tables_and_no_others() {
     }
     assert_eq!(domain.table_frames(), 1 + 3 + 4);
     thread::scope(|scope| {
-        // It looks into three tables, then again, and stops before it writes into the last.
-        let mapper = stop(scope, &domain, 5, |domain| {
+        let mapper = stop(scope, &domain, steps, |domain| {
             // SAFETY: no device walks these tables.
-            unsafe { domain.map(Iova::new(0), PhysAddr::new(7 * PAGE), PAGE, Permissions::all()) }
+            unsafe { domain.map(Iova::new(iova), PhysAddr::new(7 * PAGE), length, Permissions::all()) }
         });
         for _ in 0..3 {
             // SAFETY: as above.
             unsafe { domain.reclaim(Iova::new(0), 4 * GIB).unwrap().complete() };
-            assert_eq!(domain.table_frames(), 3, "those on its way stay, all others go");
+            assert_eq!(domain.table_frames(), kept, "those on its way stay, all others go");
         }
-        assert_eq!(gate.frames.live(), 3);
+        assert_eq!(gate.frames.live(), kept);
         mapper.let_go().unwrap();
     });
-    assert_eq!(domain.translate(Iova::new(0)).map(|at| at.target), Some(PhysAddr::new(7 * PAGE)));
+    assert_eq!(domain.translate(Iova::new(iova)).map(|at| at.target), Some(PhysAddr::new(7 * PAGE)));
     // SAFETY: as above.
     unsafe { domain.reclaim(Iova::new(0), 4 * GIB).unwrap().complete() };
-    assert_eq!((domain.table_frames(), domain.stats().reclaimed), (3, 5));
+    assert_eq!((domain.table_frames(), domain.stats().reclaimed), (kept, 8 - kept));
     close(domain);
 }

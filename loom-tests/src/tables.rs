@@ -41,6 +41,7 @@ impl Sealed for Tiny {}
 impl Format for Tiny {
     const INDEX_BITS: u32 = 1;
     const STAGE: Stage = Stage::Second;
+    const PRESENT: u64 = PRESENT;
     const PAGE_SIZE: u64 = LARGE;
     const SNOOP: u64 = 0;
     const ACCESSED: u64 = ACCESSED;

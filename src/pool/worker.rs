@@ -25,7 +25,7 @@ const IDLE: Duration = Duration::from_secs(1);
 /// How soon a worker looks again for those who wait into a cache that was in use.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// How long stopping waits for a worker that is with the source.
-const GRACE: Duration = Duration::from_millis(200);
+const GRACE: Duration = Duration::from_secs(1);
 
 /// A pool in a Linux process together with its worker thread, which stops when this is dropped.
 ///
