@@ -78,12 +78,13 @@ enum Fate {
 }
 
 /// What is copied; everything else (examples, recordings) is left out.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     "Cargo.toml",
     "Cargo.lock",
     "README.md",
     "src",
     "tests",
+    "benches",
     "loom-tests",
     "interrupt-tests",
     "guest",
