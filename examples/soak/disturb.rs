@@ -2,9 +2,7 @@
 //! that fails.
 
 use crate::{
-    common::{
-        storm::{Random, SENT, THREADS},
-    },
+    common::storm::{Random, SENT, THREADS},
     work,
     world::*,
 };
