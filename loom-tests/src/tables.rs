@@ -191,6 +191,15 @@ unsafe impl TableFrames for TinyFrames {
         assert!(was_out, "INV-1: {frame} came back twice");
     }
 
+    unsafe fn free_zeroed(&self, frame: PhysAddr) {
+        for entry in &self.0.frames[Self::number(frame)].entries {
+            // Ordering: Relaxed; the frame is ours.
+            assert_eq!(entry.load(Relaxed), 0, "a frame is said to be zero that is not");
+        }
+        // SAFETY: the caller's.
+        unsafe { self.free(frame) }
+    }
+
     fn pointer(&self, frame: PhysAddr) -> NonNull<u8> {
         let frame = &self.0.frames[Self::number(frame)];
         frame.reached.with(|_| ());

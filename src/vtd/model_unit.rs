@@ -264,7 +264,11 @@ unsafe impl<A: TableFrames> TableFrames for ModelUnit<A> {
 
     fn allocate_any(&self, count: u64, each: &mut dyn FnMut(PhysAddr)) -> Result<(), TooFewFrames> {
         self.frames.allocate_any(count, &mut |frame| {
-            self.lock().memory.allocated(&self.frames, frame);
+            let mut state = self.lock();
+            state.memory.allocated(&self.frames, frame);
+            // Nobody may rely on what is in it.
+            state.memory.poison(&self.frames, frame);
+            drop(state);
             each(frame);
         })
     }

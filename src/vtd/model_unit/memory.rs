@@ -54,14 +54,20 @@ impl Memory {
 
     /// The allocator takes `frame` back: whatever was in it is gone.
     pub(super) fn freed<A: TableFrames>(&mut self, frames: &A, frame: PhysAddr) {
-        if let Some(record) = self.frames.get_mut(&frame).filter(|record| record.is_live) {
-            for index in 0..WORDS {
-                // SAFETY: the frame is live, and the index is within.
-                let word = unsafe { word(frames, frame, index) };
-                // Ordering: Relaxed; nothing is published, whoever gets the frame next gets it from the allocator.
-                word.store(POISON, Ordering::Relaxed);
-            }
+        self.poison(frames, frame);
+        if let Some(record) = self.frames.get_mut(&frame) {
             record.is_live = false;
+        }
+    }
+
+    /// Writes over the whole of `frame`, if it is in use.
+    pub(super) fn poison<A: TableFrames>(&self, frames: &A, frame: PhysAddr) {
+        let words = if self.is_live(frame) { WORDS } else { 0 };
+        for index in 0..words {
+            // SAFETY: the frame is live, and the index is within.
+            let word = unsafe { word(frames, frame, index) };
+            // Ordering: Relaxed; nothing is published, whoever gets the frame gets it from the allocator.
+            word.store(POISON, Ordering::Relaxed);
         }
     }
 
