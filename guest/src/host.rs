@@ -1,6 +1,9 @@
 //! The host layer: all that framepool asks of a kernel, in one file to copy. A source over physical memory, this CPU's number, a
 //! doorbell.
 //!
+//! Kernel code is not preempted in a call of the pool here, so a CPU's cache belongs to that CPU ([`Pinned`]): no locked instruction on the
+//! fast path. A kernel that cannot promise that takes [`Claim`], as the feature `claim` does, for which the number of the CPU is a hint.
+//!
 //! The source stands for a kernel's page allocator: a bitmap behind a lock. A thread that refills the pool waits for the lock, and is
 //! not preempted while it holds it; the pool's non-sleeping request takes it only if it is free, because the code that was
 //! interrupted may hold it. The pool itself never waits for anybody.
@@ -11,10 +14,14 @@ use core::{
     ptr::NonNull,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
+#[cfg(feature = "claim")]
+use framepool::Claim;
 use framepool::{
-    Claim, FramePool, FrameSource, PhysAddr, Platform, SourceError,
+    FramePool, FrameSource, PhysAddr, Platform, SourceError,
     vtd::{CacheLineFlush, FlushedFrames},
 };
+#[cfg(not(feature = "claim"))]
+use framepool::{Pinned, PinnedContext};
 use x86_64::{VirtAddr, registers::model_specific::GsBase};
 
 const FRAME_SIZE: u64 = 4096;
@@ -44,8 +51,8 @@ impl CpuLocal {
         Self::set_number(cpu);
     }
 
-    /// Lets this CPU pass for another one. The number is only a hint to the pool (R3), so that a machine with one CPU can fill
-    /// and empty the caches of several.
+    /// Lets this CPU pass for another one, between two calls of the pool: so a machine with one CPU can fill and empty the caches of
+    /// several.
     pub fn set_number(cpu: usize) {
         // SAFETY: GS points to this CPU's data, whose first word is the number.
         unsafe { asm!("mov gs:[0], {}", in(reg) cpu, options(nostack, preserves_flags)) }
@@ -68,6 +75,14 @@ impl CpuLocal {
         held == 0
     }
 
+    /// Runs `work`, in a thread, with preemption off.
+    pub fn without_preemption<R>(work: impl FnOnce() -> R) -> R {
+        Self::count_lock();
+        let result = work();
+        Self::discount_lock();
+        result
+    }
+
     /// Counts a lock that is about to be tried. One instruction, so a handler on this CPU never finds it half done.
     fn count_lock() {
         // SAFETY: as in `may_preempt`.
@@ -80,15 +95,44 @@ impl CpuLocal {
     }
 }
 
+/// How a CPU's cache is owned.
+#[cfg(not(feature = "claim"))]
+pub type Ownership = Pinned<ThisCpu>;
+#[cfg(feature = "claim")]
+pub type Ownership = Claim;
+
+#[cfg(not(feature = "claim"))]
+const OWNERSHIP: Ownership = Pinned::new(ThisCpu);
+#[cfg(feature = "claim")]
+const OWNERSHIP: Ownership = Claim;
+
+/// Whether each CPU holds its cache: others ask for it, and one that goes away drains it first.
+pub const CACHES_ARE_HELD: bool = cfg!(not(feature = "claim"));
+
+/// The cache of a context is that of the CPU on which it runs.
+#[cfg(not(feature = "claim"))]
+pub struct ThisCpu;
+
+// SAFETY: each CPU has a number of its own. What comes in the middle of a call on it are handlers, which return; and in the sweep a refill
+// thread that gives the CPU back only when its pass is over, which nests like a handler.
+#[cfg(not(feature = "claim"))]
+unsafe impl PinnedContext for ThisCpu {
+    #[inline(always)]
+    fn slot(&self) -> Option<usize> {
+        Some(CpuLocal::number())
+    }
+}
+
 /// The kernel as the pool sees it.
 pub struct Kernel {
+    ownership: Ownership,
     refill_wanted: AtomicBool,
     rings: AtomicU32,
 }
 
 impl Kernel {
     pub const fn new() -> Self {
-        Self { refill_wanted: AtomicBool::new(false), rings: AtomicU32::new(0) }
+        Self { ownership: OWNERSHIP, refill_wanted: AtomicBool::new(false), rings: AtomicU32::new(0) }
     }
 
     /// Whether the pool has asked for maintenance since the last call. A kernel that schedules threads makes its refill thread
@@ -106,11 +150,11 @@ impl Kernel {
 }
 
 impl Platform for Kernel {
-    type Ownership = Claim;
+    type Ownership = Ownership;
 
     #[inline(always)]
-    fn ownership(&self) -> &Claim {
-        &Claim
+    fn ownership(&self) -> &Ownership {
+        &self.ownership
     }
 
     #[inline(always)]

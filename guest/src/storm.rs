@@ -6,7 +6,7 @@
 
 use crate::{
     hand::{Hand, PoolFrame},
-    host::{CpuLocal, Kernel, PhysicalMemory, Pool},
+    host::{CACHES_ARE_HELD, CpuLocal, Kernel, PhysicalMemory, Pool},
     ledger,
     machine::{
         apic::LocalApic,
@@ -207,7 +207,14 @@ fn manage(count: usize) -> u32 {
     rested
 }
 
-/// Takes a CPU offline, drains its cache, and brings it back; whether it had not finished before.
+/// Moves the cache of a CPU that goes offline into the depot: itself if it holds the cache, or else who sends it there.
+fn drain(cpu: usize) {
+    let drained = pool().drain_cpu(cpu);
+    ledger::demand(drained.is_ok(), &"the cache of a CPU that rests is in use");
+    DRAINED.fetch_add(drained.unwrap_or(0), Relaxed);
+}
+
+/// Takes a CPU offline, has its cache drained, and brings it back; whether it had not finished before.
 fn rest(cpu: usize, count: usize) -> bool {
     // Ordering: Release; nothing is published, the worker's answer is what counts.
     SHALL_REST[cpu].store(true, Release);
@@ -220,9 +227,9 @@ fn rest(cpu: usize, count: usize) -> bool {
             pool().maintain();
         }
     }
-    let drained = pool().drain_cpu(cpu);
-    ledger::demand(drained.is_ok(), &"the cache of a CPU that rests is in use");
-    DRAINED.fetch_add(drained.unwrap_or(0), Relaxed);
+    if !CACHES_ARE_HELD {
+        drain(cpu);
+    }
     // Ordering: Release, to the Acquire in `work`.
     SHALL_REST[cpu].store(false, Release);
     true
@@ -239,6 +246,9 @@ fn work(cpu: usize) {
         if SHALL_REST[cpu].load(Acquire) {
             x86_64::instructions::interrupts::disable();
             own.hand.give_all(pool());
+            if CACHES_ARE_HELD {
+                drain(cpu);
+            }
             // Ordering: Release: what this CPU did is done.
             RESTS[cpu].store(true, Release);
             // Ordering: Acquire pairs with the Release in `rest`.

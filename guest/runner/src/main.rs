@@ -10,6 +10,7 @@ use scenario::{Disk, Scenario, all};
 use std::{
     env,
     error::Error,
+    fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
@@ -70,7 +71,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let kernel = build(&guest)?;
+    let kernels = Kernels::build(&guest, &scenarios)?;
     let found = Command::new(QEMU).arg("--version").stdout(Stdio::null()).status();
     if !found.is_ok_and(|status| status.success()) {
         return Err(format!("{QEMU} is missing; guest/run installs it, or says how").into());
@@ -78,9 +79,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     if arguments.no_run {
         return Ok(ExitCode::SUCCESS);
     }
-    let directory = kernel.with_file_name("guest-files");
-    std::fs::create_dir_all(&directory)?;
-    let reports = run_all(&scenarios, &kernel, &directory);
+    let reports = run_all(&scenarios, &kernels);
     println!("\n{:<16} {:>7}  result", "scenario", "seconds");
     for (scenario, report) in scenarios.iter().zip(&reports) {
         let (word, result) = match &report.outcome {
@@ -98,15 +97,40 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The guest, in one build for each way to own a cache.
+struct Kernels {
+    directory: PathBuf,
+}
+
+impl Kernels {
+    /// Builds those that the scenarios need.
+    fn build(guest: &Path, scenarios: &[Scenario]) -> Result<Self, Box<dyn Error>> {
+        let target =
+            env::var_os("GUEST_TARGET_DIR").map_or_else(|| guest.join("../target/guest"), PathBuf::from);
+        let kernels = Self { directory: target.join("guest-files") };
+        fs::create_dir_all(&kernels.directory)?;
+        for claims in [false, true] {
+            if scenarios.iter().any(|scenario| scenario.claims == claims) {
+                fs::copy(build(guest, &target, claims)?, kernels.path(claims))?;
+            }
+        }
+        Ok(kernels)
+    }
+
+    fn path(&self, claims: bool) -> PathBuf {
+        self.directory.join(if claims { "guest-claimed" } else { "guest-held" })
+    }
+}
+
 /// Builds the guest; where it is.
-fn build(guest: &Path) -> Result<PathBuf, Box<dyn Error>> {
-    let target = env::var_os("GUEST_TARGET_DIR").map_or_else(|| guest.join("../target/guest"), PathBuf::from);
+fn build(guest: &Path, target: &Path, claims: bool) -> Result<PathBuf, Box<dyn Error>> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // The flags of the guest stand in its own configuration, which the variables of another build would override.
     let status = Command::new(cargo)
         .current_dir(guest)
         .args(["build", "--quiet", "--release", "--locked", "--target-dir"])
-        .arg(&target)
+        .arg(target)
+        .args(claims.then_some("--features=claim"))
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_TARGET_DIR")
         .status()?;
@@ -117,7 +141,7 @@ fn build(guest: &Path) -> Result<PathBuf, Box<dyn Error>> {
 }
 
 /// Runs all scenarios and prints the output of each as a whole, in their order.
-fn run_all(scenarios: &[Scenario], kernel: &Path, directory: &Path) -> Vec<Report> {
+fn run_all(scenarios: &[Scenario], kernels: &Kernels) -> Vec<Report> {
     let next = AtomicUsize::new(0);
     let reports = Mutex::new(scenarios.iter().map(|_| None).collect::<Vec<Option<Report>>>());
     thread::scope(|scope| {
@@ -128,7 +152,7 @@ fn run_all(scenarios: &[Scenario], kernel: &Path, directory: &Path) -> Vec<Repor
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(scenario) = scenarios.get(index) else { return };
                     let start = Instant::now();
-                    let report = run(scenario, kernel, directory).unwrap_or_else(|error| Report {
+                    let report = run(scenario, kernels).unwrap_or_else(|error| Report {
                         output: Vec::new(),
                         outcome: Outcome::Failed(error.to_string()),
                         time: start.elapsed(),
@@ -148,7 +172,7 @@ fn run_all(scenarios: &[Scenario], kernel: &Path, directory: &Path) -> Vec<Repor
     reports.into_inner().expect("no thread panics with it").into_iter().flatten().collect()
 }
 
-fn run(scenario: &Scenario, kernel: &Path, directory: &Path) -> Result<Report, Box<dyn Error>> {
+fn run(scenario: &Scenario, kernels: &Kernels) -> Result<Report, Box<dyn Error>> {
     let start = Instant::now();
     if let Some(property) = scenario.needs {
         let help = Command::new(QEMU).args(["-device", "intel-iommu,help"]).output()?;
@@ -157,7 +181,7 @@ fn run(scenario: &Scenario, kernel: &Path, directory: &Path) -> Result<Report, B
             return Ok(Report { output: Vec::new(), outcome, time: start.elapsed() });
         }
     }
-    let disk = scenario.prepare(directory)?;
+    let disk = scenario.prepare(&kernels.directory)?;
     let mut command = Command::new(QEMU);
     command
         .args(["-cpu", "max", "-m", "256M", "-display", "none", "-nodefaults", "-no-reboot"])
@@ -165,7 +189,7 @@ fn run(scenario: &Scenario, kernel: &Path, directory: &Path) -> Result<Report, B
         .args(&scenario.machine)
         .args(disk.iter().flat_map(Disk::arguments))
         .arg("-kernel")
-        .arg(kernel)
+        .arg(kernels.path(scenario.claims))
         .args(["-append", &scenario.command_line])
         .stdin(Stdio::null())
         // Here QEMU tells of each fault that the guest provokes.

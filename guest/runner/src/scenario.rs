@@ -18,6 +18,8 @@ pub(crate) struct Scenario {
     pub(crate) limit: Duration,
     /// A property of the emulated unit without which the scenario cannot run.
     pub(crate) needs: Option<&'static str>,
+    /// Whether caches are claimed there, instead of held by their CPUs.
+    pub(crate) claims: bool,
     /// Whether it has a disk.
     disk: bool,
 }
@@ -65,6 +67,7 @@ impl Scenario {
             machine,
             limit: Duration::from_secs(seconds),
             needs: None,
+            claims: false,
             disk: false,
         }
     }
@@ -72,6 +75,11 @@ impl Scenario {
     /// The same scenario, which is reported as not run where the emulated unit lacks the property `needs`.
     fn needing(self, needs: &'static str) -> Self {
         Self { needs: Some(needs), ..self }
+    }
+
+    /// The same scenario with caches that are claimed.
+    fn claiming(self) -> Self {
+        Self { claims: true, ..self }
     }
 
     /// The same scenario with a disk.
@@ -104,12 +112,20 @@ const DEVICE: &str =
 pub(crate) fn all() -> Vec<Scenario> {
     vec![
         Scenario::new(
-            "sweep-pool",
-            "an interrupt at every instruction of every operation of the pool",
+            "sweep-pool-held",
+            "an interrupt at every instruction of every operation of the pool, whose caches are held by their CPUs",
             "sweep pool",
             COUNTED,
             600,
         ),
+        Scenario::new(
+            "sweep-pool-claimed",
+            "an interrupt at every instruction of every operation of the pool, whose caches are claimed",
+            "sweep pool",
+            COUNTED,
+            600,
+        )
+        .claiming(),
         Scenario::new(
             "sweep-builder",
             "an interrupt at every instruction of every operation of the page-table builder",
@@ -124,6 +140,14 @@ pub(crate) fn all() -> Vec<Scenario> {
             &format!("{PARALLEL} 4"),
             200,
         ),
+        Scenario::new(
+            "storm-4-claimed",
+            "the same, with caches that are claimed",
+            "storm 4 900000",
+            &format!("{PARALLEL} 4"),
+            200,
+        )
+        .claiming(),
         Scenario::new(
             "storm-8",
             "eight CPUs that allocate, free, map and interrupt each other",

@@ -2,6 +2,7 @@
 
 use super::{
     bounds::{Operation, measured},
+    cases,
     quota::{self, quota},
     rig::{Domain, HANDLER, UNMASKABLE, domain, maintain, pool, reservation},
 };
@@ -118,6 +119,8 @@ fn turn_over() {
         measured(Operation::DropReservation, || drop(reservation));
     }
     measured(Operation::Stats, || pool().stats());
+    cases::look_at_place();
+    cases::turn_ids_over();
 }
 
 /// Where the handler maps a page: beside the ranges of the cases, under the same tables.

@@ -1,14 +1,19 @@
 //! Owns the list of the operations under observation, each brought to the tier that it is to take, and what their preparations share.
 
+mod accessed;
 mod alloc;
 mod bulk;
 mod context;
 mod free;
+mod ids;
 mod join;
+#[cfg(not(feature = "claim"))]
+mod lending;
 mod maintenance;
 mod map;
 mod mappings;
 mod pasid;
+mod place;
 mod preallocate;
 mod protect;
 mod quota;
@@ -16,14 +21,21 @@ mod ranges;
 mod reclaim;
 mod reservation;
 mod unmap;
+mod waiters;
 mod window;
 
 use super::{
     bounds::Operation,
-    rig::{MARKS, ORDINARY, Setup, THREAD, pool},
+    rig::{MAGAZINE, MARKS, ORDINARY, Setup, THREAD, pool},
 };
-use crate::{host::CpuLocal, ledger};
+use crate::{
+    host::{CACHES_ARE_HELD, CpuLocal},
+    ledger,
+};
 use framepool::{FallbackPolicy, Request, Stats};
+
+pub use ids::turn_over as turn_ids_over;
+pub use place::look as look_at_place;
 
 /// All cases, those of each file in a row.
 pub const CASES: &[&[Case]] = &[
@@ -33,6 +45,10 @@ pub const CASES: &[&[Case]] = &[
     reservation::CASES,
     quota::CASES,
     maintenance::CASES,
+    #[cfg(not(feature = "claim"))]
+    lending::CASES,
+    waiters::CASES,
+    place::CASES,
     map::CASES,
     protect::CASES,
     join::CASES,
@@ -40,9 +56,11 @@ pub const CASES: &[&[Case]] = &[
     reclaim::CASES,
     preallocate::CASES,
     mappings::CASES,
+    accessed::CASES,
     window::CASES,
     context::CASES,
     pasid::CASES,
+    ids::CASES,
 ];
 
 /// One operation on one way through the pool or the builder.
@@ -106,6 +124,26 @@ fn on_other_cpu(work: impl FnOnce()) {
     CpuLocal::set_number(1);
     work();
     CpuLocal::set_number(0);
+}
+
+/// Leaves the other CPU's cache full, from which frames can be taken, and everything else empty.
+fn stock_other_cpu() {
+    drain();
+    on_other_cpu(|| give(2 * MAGAZINE));
+    if CACHES_ARE_HELD {
+        ask();
+        on_other_cpu(|| {
+            take(1);
+            give(1);
+        });
+    }
+}
+
+/// Asks for the caches of other CPUs: an allocation that finds frames nowhere else. A cache that is held is lent by the next operation of its
+/// CPU.
+fn ask() {
+    let refused = pool().alloc_with(Request::ORDINARY.without_fallback()).is_err();
+    ledger::demand(refused, &"a frame was taken from a cache that is held");
 }
 
 /// One magazine of the depot is partial.

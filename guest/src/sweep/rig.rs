@@ -54,6 +54,8 @@ pub type PoolReservation = Reservation<'static, &'static PhysicalMemory, Kernel>
 
 /// Passes of `maintain`, and whether the last one brought the stock to where it should be.
 static PASSES: AtomicU32 = AtomicU32::new(0);
+/// Callers that have waited for a frame: each may have rung.
+static WAITS: AtomicU32 = AtomicU32::new(0);
 static SATISFIED: AtomicU32 = AtomicU32::new(0);
 
 /// The pool, between `build` and `take_apart`.
@@ -91,6 +93,7 @@ pub fn domain() -> &'static Domain {
 pub fn build(memory: &'static PhysicalMemory, setup: Setup) {
     CpuLocal::set_number(0);
     PASSES.store(0, Relaxed);
+    WAITS.store(0, Relaxed);
     SATISFIED.store(0, Relaxed);
     let builder = Builder::new(CAPACITY)
         .watermarks(MARKS)
@@ -103,11 +106,17 @@ pub fn build(memory: &'static PhysicalMemory, setup: Setup) {
     unsafe {
         let pool = builder.build_in(BOOKKEEPING.all(), memory, Kernel::new());
         POOL.put(pool.expect("a pool of a few frames"));
-        let config = DomainConfig { page_sizes: PageSizes::all(), ..DomainConfig::new(Levels::Three) };
+        let mut config = DomainConfig { page_sizes: PageSizes::all(), ..DomainConfig::new(Levels::Three) };
+        (config.accessed_dirty, config.hardware.accessed_dirty) = (true, true);
         DOMAIN.put(Domain::new(config, self::pool()).expect("a frame for the root"));
     }
     HANDLER.take(pool(), Request::ORDINARY, HELD_BY_HANDLER as usize).expect("frames for the handler");
     UNMASKABLE.take(pool(), Request::ORDINARY, HELD_BY_NMI as usize).expect("frames for the NMI");
+}
+
+/// Somebody waits for a frame.
+pub fn wait() {
+    WAITS.fetch_add(1, Relaxed);
 }
 
 /// One pass of the refill thread.
@@ -139,7 +148,7 @@ pub fn audit(memory: &PhysicalMemory, critical: bool, rings: u32, others: u64) {
     let missing = u64::from(MARKS.min) - stats.reserve;
     ledger::demand(critical || missing == 0, &"INV-5: an ordinary caller took from the reserve");
     let rang = pool().platform().rings() - rings;
-    ledger::demand(rang <= 1 + PASSES.load(Relaxed), &"INV-6: one crossing rang twice");
+    ledger::demand(rang <= 1 + PASSES.load(Relaxed) + WAITS.load(Relaxed), &"INV-6: one crossing rang twice");
     let depot = stats.stock - stats.reserve;
     let answered = PASSES.load(Relaxed) > 0 && SATISFIED.load(Relaxed) == 0;
     let wanted = pool().platform().take_refill_wanted();

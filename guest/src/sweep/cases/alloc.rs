@@ -1,13 +1,13 @@
 //! Allocation of one frame, on every tier.
 
-use super::{BASE, Case, DEPOT, NO_FALLBACK, ODD, drain, give, on_other_cpu, take};
+use super::{BASE, Case, DEPOT, NO_FALLBACK, ODD, drain, give, stock_other_cpu, take};
 use crate::{
     ledger,
     sweep::{
         actions::is_zero,
         bounds::Operation,
         observation::observed,
-        rig::{MAGAZINE, MARKS, ORDINARY, Setup, THREAD, maintain, pool},
+        rig::{MARKS, ORDINARY, Setup, THREAD, maintain, pool},
     },
 };
 use framepool::{AllocError, Request};
@@ -80,13 +80,7 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "alloc: stolen from another CPU",
-        prepare: || {
-            on_other_cpu(|| {
-                take(2 * MAGAZINE);
-                give(2 * MAGAZINE);
-            });
-            take(DEPOT - 2 * MAGAZINE);
-        },
+        prepare: stock_other_cpu,
         run: alloc,
         reached: |before, after| after.steals == before.steals + 1,
         ..BASE
@@ -153,11 +147,8 @@ pub const CASES: &[Case] = &[
     Case {
         name: "alloc in a handler: stolen from another CPU",
         prepare: || {
-            on_other_cpu(|| {
-                take(2 * MAGAZINE);
-                give(2 * MAGAZINE);
-            });
-            take(DEPOT - 2 * MAGAZINE - 1);
+            stock_other_cpu();
+            give(1);
         },
         run: alloc,
         in_handler: true,

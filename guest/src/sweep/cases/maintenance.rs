@@ -1,6 +1,6 @@
 //! What a refill thread or a supervisor does to the whole pool.
 
-use super::{BASE, Case, drain, give, on_other_cpu, take};
+use super::{BASE, Case, drain, give, stock_other_cpu, take};
 use crate::{
     ledger,
     sweep::{
@@ -49,12 +49,7 @@ pub const CASES: &[Case] = &[
     Case {
         name: "drain_cpu: another one",
         operation: Operation::DrainCpu,
-        prepare: || {
-            on_other_cpu(|| {
-                take(2 * MAGAZINE);
-                give(2 * MAGAZINE);
-            });
-        },
+        prepare: stock_other_cpu,
         run: || {
             let drained = observed(|| pool().drain_cpu(1));
             ledger::demand(drained.is_ok(), &"nobody uses the cache of the other CPU");

@@ -18,8 +18,9 @@ use framepool::vtd::{
 
 type Tables = ScalableTables<&'static Pool>;
 static TABLES: Place<Tables> = Place::new();
-/// A unit that snoops, with scalable mode, otherwise the one that is emulated.
-const UNIT: Capabilities = Capabilities::from_registers(0x00d2_008c_222f_0606, 0x0001_c800_00f0_0f4b);
+/// A unit that snoops, with scalable mode, and accessed and dirty bits in it; otherwise the one that is emulated.
+const UNIT: Capabilities =
+    Capabilities::from_registers(0x00d2_008c_222f_0606, 0x0001_c800_00f0_0f4b | 1 << 45);
 const DEVICE: SourceId = SourceId::from_bits(0x20);
 
 fn tables() -> &'static Tables {
