@@ -93,6 +93,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// From any context. When the clean side has a frame this costs what [`alloc`](Self::alloc) does; otherwise the frame is
     /// cleared here, which adds the time to write one frame to the bound, and is counted in
     /// [`Stats::cleared_inline`](crate::Stats::cleared_inline).
+    /// At most 3,000 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// INV-9: every byte is zero.
     ///

@@ -76,6 +76,7 @@ pub struct Quota<'p, S: FrameSource, P: Platform> {
 }
 
 /// One frame, charged to a quota. Dropping it gives it back, from any context.
+/// At most 440 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
 #[must_use = "a frame that is dropped at once was allocated for nothing"]
 pub struct QuotaFrame<'q, S: FrameSource, P: Platform> {
     quota: &'q Quota<'q, S, P>,
@@ -167,6 +168,7 @@ impl<'p, S: FrameSource, P: Platform> Quota<'p, S, P> {
     ///
     /// From any context. Lock-free: within the guarantee a constant number of steps, and beyond it one step more than
     /// [`FramePool::alloc`].
+    /// At most 2,300 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`AllocError::OverQuota`] at the limit, otherwise as the pool says. Within the guarantee none.

@@ -159,6 +159,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// threads calls this when [`Platform::ring`] asked for it, and now and then.
     ///
     /// Thread context only: the source may sleep. Bounded by the frames that move, and 16 MiB to clear.
+    /// At most 30,500 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// ```
     /// # #[cfg(feature = "std")] {

@@ -83,6 +83,7 @@ impl<'p, S: FrameSource, P: Platform> Reservation<'p, S, P> {
     /// From any context. Lock-free: two exchanges, and a retry for each other draw from this reservation in the middle of
     /// which this one came. The frame is zeroed if the reservation was made with [`Request::zeroed`]; otherwise its content is
     /// whatever it was when it came back.
+    /// At most 180 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     pub fn draw(&self) -> Option<Frame<'p, S, P>> {
         let (frame, empty) = self.holding.draw(self.pool.cache.magazines())?;
         if let Some(magazine) = empty {
@@ -109,6 +110,7 @@ impl<'p, S: FrameSource, P: Platform> Reservation<'p, S, P> {
 
 impl<S: FrameSource, P: Platform> Drop for Reservation<'_, S, P> {
     /// Gives back what was not drawn, whole magazines as such. From any context.
+    /// At most 1,200 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     fn drop(&mut self) {
         while let Some(magazine) = self.holding.take_magazine(self.pool.cache.magazines()) {
             self.pool.give_magazine(self.kind, magazine);
@@ -122,6 +124,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     ///
     /// From any context. Lock-free, and bounded by the frames divided by the magazine size: whole magazines change hands where
     /// the depot has full ones, and only the rest, less than a magazine, is moved frame by frame.
+    /// At most 11,700 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// Two callers who both find too little for both may both fail; those who may sleep wait in order instead.
     ///

@@ -159,6 +159,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// A snapshot of the pool's state and counters.
     ///
     /// From thread and interrupt context; bounded by the number of CPUs. Exact when no operation is in progress.
+    /// At most 640 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     pub fn stats(&self) -> Stats {
         let dirty = self.cache.totals();
         let clean = self.clean_cache.totals();

@@ -53,6 +53,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     ///
     /// Tasks only, never an interrupt. Somebody must maintain the pool: a worker thread ([`Builder::start`](crate::Builder::start)),
     /// or a host that calls [`maintain`](Self::maintain) when its [`Platform::ring`] asks for it.
+    /// A poll is at most 2,500 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// Ready with [`AllocError::Closed`] when the pool is being closed, and with [`AllocError::BeyondCapacity`] if there can never
     /// be a frame for an ordinary caller. The host's non-sleeping allocation (R6) is not asked: the worker can do more.

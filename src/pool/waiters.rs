@@ -162,6 +162,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// Whether a cache was in use at that moment and could not be looked into: then somebody must look again soon.
     ///
     /// Thread context; bounded by the frames that move and the number of CPUs. Never asks the source.
+    /// At most 220 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     pub fn serve_waiters(&self) -> bool {
         let left_out = self.waiters.line.with(|line| self.sweep(line));
         self.wake_done();

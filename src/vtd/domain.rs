@@ -186,6 +186,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     ///
     /// From thread and interrupt context, not from an NMI. Never sleeps. Bounded by the tables touched, for each of which
     /// another mapper may make one exchange be lost.
+    /// At most 12,000 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`MapError`] names what is wrong; the tables are then bit for bit what they were (INV-11).
@@ -227,6 +228,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// moment in which the rest is missing.
     ///
     /// From thread and interrupt context, not from an NMI. Never sleeps. Bounded by the tables touched and detached.
+    /// At most 8,100 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`UnmapError`] names what is wrong; the tables are then bit for bit what they were (INV-11).
@@ -294,6 +296,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// still wait. Completing an invalidation does the same; this is for a host that has nothing else to complete.
     ///
     /// From thread and interrupt context, not from an NMI. Never waits; bounded by the frames that are retired.
+    /// At most 100 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     pub fn maintain(&self) -> u64 {
         self.tables.settle();
         self.tables.waiting()

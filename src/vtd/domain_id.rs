@@ -108,6 +108,7 @@ impl<const WORDS: usize> DomainIds<WORDS> {
 
     /// The lowest id that is free, or nothing. Lock-free, from any context; bound: `WORDS` words, and a retry for each id that
     /// somebody else takes meanwhile.
+    /// At most 50 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     pub fn take(&self) -> Option<DomainId> {
         self.taken.iter().enumerate().find_map(|(index, word)| {
             // The bits of numbers beyond 65,535 are set for ever.
@@ -117,6 +118,7 @@ impl<const WORDS: usize> DomainIds<WORDS> {
     }
 
     /// Takes an id back. Wait-free, from any context.
+    /// At most 30 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// Only when every unit has confirmed that it has forgotten all that was tagged with it: after the domain-wide invalidation
     /// that precedes [`ClosedDomain::complete`](super::ClosedDomain::complete). An id that comes back earlier lends the next

@@ -325,6 +325,7 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     ///
     /// From thread and interrupt context, not from an NMI; the bound is a free for each table frame that waits, and for a reclaim
     /// the tables of its range.
+    /// At most 8,700 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Safety
     /// Every unit that the domain is attached to has confirmed that it has forgotten the ranges (or the whole domain), non-leaf

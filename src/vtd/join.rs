@@ -180,6 +180,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     ///
     /// From thread and interrupt context, not from an NMI. Never sleeps, takes no frames. Bounded by the entries of the tables in the range; a
     /// retry means that hardware has set a bit.
+    /// At most 9,000 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`RangeError`]; that nothing can be joined is none.

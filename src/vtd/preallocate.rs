@@ -30,6 +30,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     ///
     /// Contexts, progress, bound and what comes back as for [`map`](Self::map). As there, nobody may map or unmap in the range at the same
     /// time: otherwise tables may be missing, or be lost until the domain's end, but nothing worse happens.
+    /// At most 8,000 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`MapError`]: the range is wrong, a large leaf lies in it, or frames are lacking; the tables are then bit for bit what they were
@@ -79,6 +80,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// such range needs stay; of the last level, those on the borders go for both.
     ///
     /// From thread and interrupt context, not from an NMI. Never waits. Bounded by the tables for the range.
+    /// At most 5,300 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`RangeError`].

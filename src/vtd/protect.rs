@@ -113,6 +113,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     ///
     /// From thread and interrupt context, not from an NMI. Never sleeps. Bounded by the pages and the tables touched; a retry
     /// means that hardware has set a bit.
+    /// At most 8,200 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`ProtectError`] names what is wrong; the tables are then bit for bit what they were (INV-11).

@@ -112,6 +112,13 @@ const DEVICE: &str =
 pub(crate) fn all() -> Vec<Scenario> {
     vec![
         Scenario::new(
+            "sweep-builder",
+            "an interrupt at every instruction of every operation of the page-table builder",
+            "sweep builder",
+            COUNTED,
+            600,
+        ),
+        Scenario::new(
             "sweep-pool-held",
             "an interrupt at every instruction of every operation of the pool, whose caches are held by their CPUs",
             "sweep pool",
@@ -126,13 +133,6 @@ pub(crate) fn all() -> Vec<Scenario> {
             600,
         )
         .claiming(),
-        Scenario::new(
-            "sweep-builder",
-            "an interrupt at every instruction of every operation of the page-table builder",
-            "sweep builder",
-            COUNTED,
-            600,
-        ),
         Scenario::new(
             "storm-4",
             "four CPUs that allocate, free, map and interrupt each other",

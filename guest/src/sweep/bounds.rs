@@ -79,7 +79,8 @@ impl Operation {
 
 /// What the documents promise: the most instructions of each operation in each context (alone, interrupted, in an interrupt, in an
 /// NMI), in the situations of the sweep; those of the frame source and the clearing of tables are among them. Measured with the
-/// compiler named in the documents, and a quarter for others.
+/// compiler named in the documents, and a quarter for others. The largest of them, or the limit of the sweep on the host if that is larger,
+/// stands in the documentation of the operation.
 const LIMITS: [(Operation, &str, [u64; CONTEXTS]); 43] = [
     (Operation::Alloc, "alloc", [2100, 2200, 2200, 2200]),
     (Operation::AllocZeroed, "alloc_zeroed", [1300, 3000, 1200, 0]),

@@ -36,6 +36,7 @@ impl<'t, A: TableFrames> Detached<'t, A> {
     /// Frees the place of the entry, and gives the frames back that were reached only by it.
     ///
     /// From thread and interrupt context, not from an NMI. Constant time, or in proportion to the PASID tables of a device.
+    /// At most 6,400 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Safety
     /// The unit has confirmed all steps of [`change`](Self::change).

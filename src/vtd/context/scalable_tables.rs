@@ -93,6 +93,7 @@ impl<A: TableFrames> ScalableTables<A> {
     ///
     /// From thread and interrupt context, not from an NMI. Constant time; one frame, two if it is the first device of its half of
     /// the bus.
+    /// At most 6,100 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`AttachError`] names what is wrong, or what the unit does not have; the tables are then what they were.
@@ -141,6 +142,7 @@ impl<A: TableFrames> ScalableTables<A> {
     /// Takes the entry of the device `source` away, with all its PASIDs.
     ///
     /// From thread and interrupt context, not from an NMI. Constant time.
+    /// At most 8,400 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`AttachError::NotAttached`], or [`AttachError::Entry`] if somebody else has written to the tables; nothing has changed.
@@ -162,6 +164,7 @@ impl<A: TableFrames> ScalableTables<A> {
     /// Gives the PASID `pasid` of the device `source` an entry. All or nothing.
     ///
     /// From thread and interrupt context, not from an NMI. Constant time; one frame if it is the first PASID of its 64.
+    /// At most 3,900 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`AttachError`] names what is wrong, or what the unit does not have; the tables are then what they were.
@@ -198,6 +201,7 @@ impl<A: TableFrames> ScalableTables<A> {
     /// Takes the entry of the PASID `pasid` of the device `source` away. Its place is free for another when that is complete.
     ///
     /// From thread and interrupt context, not from an NMI. Constant time.
+    /// At most 1,800 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`AttachError::PasidNotAttached`] or [`AttachError::NotAttached`], or [`AttachError::Entry`] if somebody else has written to the
