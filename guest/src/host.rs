@@ -113,8 +113,8 @@ pub const CACHES_ARE_HELD: bool = cfg!(not(feature = "claim"));
 #[cfg(not(feature = "claim"))]
 pub struct ThisCpu;
 
-// SAFETY: each CPU has a number of its own. What comes in the middle of a call on it are handlers, which return; and in the sweep a refill
-// thread that gives the CPU back only when its pass is over, which nests like a handler.
+// SAFETY: each CPU has a number of its own, and passes for another only between two calls. What comes in the middle of a call on it are
+// handlers, which return; and in the sweep a refill thread that gives the CPU back only when its pass is over, which nests like a handler.
 #[cfg(not(feature = "claim"))]
 unsafe impl PinnedContext for ThisCpu {
     #[inline(always)]
