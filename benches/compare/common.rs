@@ -7,7 +7,7 @@ pub mod tables;
 pub mod workloads;
 
 use criterion::Criterion;
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
 /// Frames of every pool.
 pub const FRAMES: u32 = 1 << 16;
@@ -21,4 +21,12 @@ pub fn criterion() -> Criterion {
         Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(4))
     };
     criterion.without_plots().configure_from_args()
+}
+
+/// Leaves what a benchmark has measured where the table of all results is made from.
+pub fn leave(name: &str, results: &serde_json::Value) {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("performance");
+    fs::create_dir_all(&directory).expect("a directory for the results");
+    fs::write(directory.join(name).with_extension("json"), results.to_string())
+        .expect("the results are written");
 }

@@ -20,7 +20,7 @@ use framepool::{
     AnonymousMemory, Builder, FramePool, LinuxPlatform, PhysAddr,
     vtd::{DomainConfig, Iova, Levels, SecondStageDomain},
 };
-use std::{path::Path, time::Instant};
+use std::{path::Path, sync::Mutex, time::Instant};
 use trace::{Event, Operation};
 
 const PAGE: u64 = 4096;
@@ -68,10 +68,10 @@ fn run(criterion: &mut Criterion, events: &[Event]) {
         bencher.iter_custom(|iterations| {
             (0..iterations)
                 .map(|_| {
-                    let domain = |_| X86::over(BuddyPages::new(FRAMES as usize / 4));
-                    let mut domains: Vec<_> = (0..domains(events)).map(domain).collect();
+                    let domain = |_| Mutex::new(X86::over(BuddyPages::new(FRAMES as usize / 4)));
+                    let domains: Vec<_> = (0..domains(events)).map(domain).collect();
                     let start = Instant::now();
-                    events.iter().for_each(|event| with_x86(&mut domains, event));
+                    events.iter().for_each(|event| with_x86(&domains, event));
                     start.elapsed()
                 })
                 .sum()
@@ -99,8 +99,9 @@ fn with_framepool(domains: &[SecondStageDomain<&Pool>], event: &Event) {
     }
 }
 
-fn with_x86(domains: &mut [X86<BuddyPages>], event: &Event) {
-    let domain = &mut domains[usize::from(event.domain)];
+/// Behind a lock, as a mapper must be that takes itself mutably: the calls of the trace come from two CPUs, and from their interrupts.
+fn with_x86(domains: &[Mutex<X86<BuddyPages>>], event: &Event) {
+    let mut domain = domains[usize::from(event.domain)].lock().expect("no panic");
     match event.operation {
         Operation::Map { target, permissions } => {
             assert!(!permissions.is_empty());

@@ -98,6 +98,18 @@ macro_rules! framepool {
             }
         }
 
+        impl Reentrant for $type {
+            fn take_anywhere(&self) -> Self::Token<'_> {
+                self.0.alloc().expect("a frame")
+            }
+            fn give_anywhere<'p>(&'p self, token: Self::Token<'p>) {
+                drop(token);
+            }
+            fn number(token: &Self::Token<'_>) -> usize {
+                token.phys_addr().as_u64() as usize >> 12
+            }
+        }
+
         impl Zeroed for $type {
             #[inline(always)]
             fn pass_zeroed<'p>(&'p self, _: &mut Self::Thread<'p>) {
@@ -107,6 +119,18 @@ macro_rules! framepool {
             }
         }
     };
+}
+
+/// A pool that is used by a signal handler while a call of the thread is in progress, whether it bears that or not.
+pub trait Reentrant: Implementation {
+    /// Takes a frame.
+    fn take_anywhere(&self) -> Self::Token<'_>;
+
+    /// Gives a frame back.
+    fn give_anywhere<'p>(&'p self, token: Self::Token<'p>);
+
+    /// A number that no other frame of the pool has.
+    fn number(token: &Self::Token<'_>) -> usize;
 }
 
 /// A pool that knows of frames that are zero.
@@ -216,7 +240,7 @@ impl Implementation for FloorTwoExchanges {
 
 /// A rival that is one shared value, with frames by their numbers.
 macro_rules! shared {
-    ($(#[$doc:meta])* $type:ident($inner:ty), $name:literal, $token:ty, $new:expr, $take:expr, $give:expr) => {
+    ($(#[$doc:meta])* $type:ident($inner:ty), $name:literal, $token:ty, $new:expr, $take:expr, $give:expr, $number:expr) => {
         $(#[$doc])*
         pub struct $type($inner);
 
@@ -240,6 +264,18 @@ macro_rules! shared {
                 $give(&self.0, token);
             }
         }
+
+        impl Reentrant for $type {
+            fn take_anywhere(&self) -> Self::Token<'_> {
+                $take(&self.0)
+            }
+            fn give_anywhere<'p>(&'p self, token: Self::Token<'p>) {
+                $give(&self.0, token);
+            }
+            fn number(token: &Self::Token<'_>) -> usize {
+                $number(token)
+            }
+        }
     };
 }
 
@@ -248,6 +284,10 @@ thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
 }
 static NEXT_CPU: AtomicUsize = AtomicUsize::new(0);
+
+fn address(frame: &u64) -> usize {
+    *frame as usize >> 12
+}
 
 fn frame_numbers() -> impl Iterator<Item = u64> {
     (0..u64::from(FRAMES)).map(|number| number << 12)
@@ -262,7 +302,8 @@ shared!(
         queue
     },
     |queue: &crossbeam_queue::ArrayQueue<u64>| queue.pop().expect("a frame"),
-    |queue: &crossbeam_queue::ArrayQueue<u64>, frame| queue.push(frame).expect("room")
+    |queue: &crossbeam_queue::ArrayQueue<u64>, frame| queue.push(frame).expect("room"),
+    address
 );
 shared!(
     /// crossbeam's unbounded queue.
@@ -273,21 +314,24 @@ shared!(
         queue
     },
     |queue: &crossbeam_queue::SegQueue<u64>| queue.pop().expect("a frame"),
-    |queue: &crossbeam_queue::SegQueue<u64>, frame| queue.push(frame)
+    |queue: &crossbeam_queue::SegQueue<u64>, frame| queue.push(frame),
+    address
 );
 shared!(
     /// A vector behind a mutex.
     MutexVec(Mutex<Vec<u64>>), "mutex-vec", u64,
     Mutex::new(frame_numbers().collect()),
     |frames: &Mutex<Vec<u64>>| frames.lock().expect("no panic").pop().expect("a frame"),
-    |frames: &Mutex<Vec<u64>>, frame| frames.lock().expect("no panic").push(frame)
+    |frames: &Mutex<Vec<u64>>, frame| frames.lock().expect("no panic").push(frame),
+    address
 );
 shared!(
     /// lockfree-object-pool.
     ObjectPool(LinearObjectPool<u64>), "lockfree-object-pool", LinearReusable<'p, u64>,
     LinearObjectPool::new(|| 0, |_| ()),
     LinearObjectPool::pull,
-    |_: &LinearObjectPool<u64>, frame| drop(frame)
+    |_: &LinearObjectPool<u64>, frame| drop(frame),
+    |frame: &LinearReusable<'_, u64>| std::ptr::from_ref::<u64>(frame).addr() / size_of::<u64>()
 );
 shared!(
     /// buddy_system_allocator.
@@ -298,22 +342,26 @@ shared!(
         frames
     },
     |frames: &buddy_system_allocator::LockedFrameAllocator<32>| frames.lock().alloc(1).expect("a frame"),
-    |frames: &buddy_system_allocator::LockedFrameAllocator<32>, frame| frames.lock().dealloc(frame, 1)
+    |frames: &buddy_system_allocator::LockedFrameAllocator<32>, frame| frames.lock().dealloc(frame, 1),
+    |&frame: &usize| frame
 );
 shared!(
     /// slitter.
     Slitter(native::Slitter), "slitter", native::Block,
     native::Slitter::new(),
     native::Slitter::take,
-    native::Slitter::give
+    native::Slitter::give,
+    native::Block::number
 );
 shared!(
     /// mimalloc.
-    Mimalloc(()), "mimalloc", native::Block, (), |(): &()| native::MIMALLOC.take(), |(): &(), block| native::MIMALLOC.give(block)
+    Mimalloc(()), "mimalloc", native::Block, (), |(): &()| native::MIMALLOC.take(), |(): &(), block| native::MIMALLOC.give(block),
+    native::Block::number
 );
 shared!(
     /// jemalloc.
-    Jemalloc(()), "jemalloc", native::Block, (), |(): &()| native::JEMALLOC.take(), |(): &(), block| native::JEMALLOC.give(block)
+    Jemalloc(()), "jemalloc", native::Block, (), |(): &()| native::JEMALLOC.take(), |(): &(), block| native::JEMALLOC.give(block),
+    native::Block::number
 );
 
 box_pool!(HeaplessFrames: u64);
@@ -329,7 +377,8 @@ shared!(
         });
     },
     |(): &()| HeaplessFrames.alloc(0).ok().expect("a frame"),
-    |(): &(), frame: Pooled<HeaplessFrames>| drop(frame)
+    |(): &(), frame: Pooled<HeaplessFrames>| drop(frame),
+    |frame: &Pooled<HeaplessFrames>| std::ptr::from_ref::<u64>(frame).addr() / size_of::<u64>()
 );
 
 /// What frame-alloc asks of a kernel.
@@ -374,5 +423,6 @@ shared!(
     },
     |frames: &FrameAllocator| frames.allocate_physical(BASE, ONE).expect("a frame"),
     // SAFETY: each frame was taken above, and goes back once.
-    |frames: &FrameAllocator, frame| unsafe { frames.deallocate_physical(BASE, ONE, frame) }
+    |frames: &FrameAllocator, frame| unsafe { frames.deallocate_physical(BASE, ONE, frame) },
+    |&frame: &usize| frame >> 12
 );

@@ -34,7 +34,7 @@ pub enum Order {
 }
 
 /// The places of a batch in the order in which they are given back.
-fn places(order: Order) -> Vec<usize> {
+pub fn places(order: Order) -> Vec<usize> {
     let mut places: Vec<_> = (0..BATCH).collect();
     if order == Order::Random {
         let mut state = 0x9E37_79B9_7F4A_7C15_u64;
@@ -46,7 +46,7 @@ fn places(order: Order) -> Vec<usize> {
     places
 }
 
-fn on_cpu(cpu: usize) {
+pub fn on_cpu(cpu: usize) {
     let mut set = CpuSet::new();
     // A CPU that this process may not use leaves the thread where it is.
     if set.set(cpu).is_ok() {
@@ -82,6 +82,12 @@ fn batch<'p, I: Implementation>(
     }
 }
 
+/// What the thread has of its own, where a driver would have it: behind a pointer, so that no length stays in a register or is renamed
+/// by the processor as a place on the stack is.
+fn enter<I: Implementation>(pool: &I) -> Box<I::Thread<'_>> {
+    black_box(Box::new(pool.enter()))
+}
+
 fn empty<T>() -> Vec<Option<T>> {
     std::iter::repeat_with(|| None).take(BATCH).collect()
 }
@@ -90,7 +96,7 @@ fn empty<T>() -> Vec<Option<T>> {
 pub fn hot_pair<I: Implementation>(group: &mut Group<'_>) {
     let Some(pool) = I::new() else { return };
     on_cpu(0);
-    let mut thread = pool.enter();
+    let mut thread = enter(&pool);
     group.bench_function(BenchmarkId::new("hot_pair", I::NAME), |bencher| {
         bencher.iter(|| pair(&pool, &mut thread));
     });
@@ -100,7 +106,7 @@ pub fn hot_pair<I: Implementation>(group: &mut Group<'_>) {
 pub fn batch_1024<I: Implementation>(group: &mut Group<'_>, order: Order) {
     let Some(pool) = I::new() else { return };
     on_cpu(0);
-    let mut thread = pool.enter();
+    let mut thread = enter(&pool);
     let (mut tokens, places) = (empty(), places(order));
     let workload = if order == Order::Fifo { "batch_1024_fifo" } else { "batch_1024_random" };
     group.bench_function(BenchmarkId::new(workload, I::NAME), |bencher| {
@@ -112,7 +118,7 @@ pub fn batch_1024<I: Implementation>(group: &mut Group<'_>, order: Order) {
 pub fn bulk_64<I: Implementation>(group: &mut Group<'_>) {
     let Some(pool) = I::new() else { return };
     on_cpu(0);
-    let mut thread = pool.enter();
+    let mut thread = enter(&pool);
     let mut tokens = [const { None }; 64];
     group.bench_function(BenchmarkId::new("bulk_64", I::NAME), |bencher| {
         bencher.iter(|| pool.pass_64(&mut thread, &mut tokens));
@@ -123,7 +129,7 @@ pub fn bulk_64<I: Implementation>(group: &mut Group<'_>) {
 pub fn zeroed_pair<I: Zeroed>(group: &mut Group<'_>) {
     let Some(pool) = I::new() else { return };
     on_cpu(0);
-    let mut thread = pool.enter();
+    let mut thread = enter(&pool);
     group.bench_function(BenchmarkId::new("zeroed_pair", I::NAME), |bencher| {
         bencher.iter(|| pool.pass_zeroed(&mut thread));
     });
@@ -165,7 +171,7 @@ pub fn two_threads_pair<I: Implementation>(group: &mut Group<'_>) {
     group.bench_function(BenchmarkId::new("two_threads_pair", I::NAME), |bencher| {
         bencher.iter_custom(|iterations| {
             at_once(2, |_| {
-                let mut thread = pool.enter();
+                let mut thread = enter(&pool);
                 (0..iterations).for_each(|_| pair(&pool, &mut thread));
             })
         });
@@ -179,7 +185,7 @@ pub fn threads_batch<I: Implementation>(group: &mut Group<'_>, threads: usize, w
     group.bench_function(BenchmarkId::new(workload, I::NAME), |bencher| {
         bencher.iter_custom(|iterations| {
             let time = at_once(threads, |_| {
-                let (mut thread, mut tokens) = (pool.enter(), empty());
+                let (mut thread, mut tokens) = (enter(&pool), empty());
                 (0..iterations).for_each(|_| batch(&pool, &mut thread, &mut tokens, &places));
             });
             time.mul_f64(cpus().min(threads) as f64 / threads as f64)
@@ -195,7 +201,7 @@ pub fn producer_consumer<I: Implementation>(group: &mut Group<'_>) {
             let (producer, consumer) = rtrb::RingBuffer::new(RING);
             let ends = std::sync::Mutex::new((Some(producer), Some(consumer)));
             at_once(2, |number| {
-                let mut thread = pool.enter();
+                let mut thread = enter(&pool);
                 if number == 0 {
                     let mut producer = ends.lock().expect("no panic").0.take().expect("one producer");
                     for _ in 0..iterations {

@@ -18,6 +18,13 @@ pub struct Block(NonNull<u8>);
 // SAFETY: all three allocators take a block back on any thread.
 unsafe impl Send for Block {}
 
+impl Block {
+    /// The number of its page, which no other block has.
+    pub fn number(&self) -> usize {
+        self.0.addr().get() / PAGE.size()
+    }
+}
+
 /// An allocator of C, called by its own entry points, not as the program's.
 #[derive(Clone, Copy, Debug)]
 pub struct Malloc<A>(A);
