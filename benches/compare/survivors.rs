@@ -31,6 +31,8 @@ const INTERVAL: Duration = Duration::from_micros(50);
 /// How long the storm goes on, and after what time a process is taken to hang.
 const STORM: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(12);
+/// Frames that are not out all the time: few, so that both ends of a queue are close.
+const LEFT: usize = 128;
 /// Frames that the handler keeps at most.
 const KEPT: usize = 8;
 /// Numbers of frames that are told apart.
@@ -99,6 +101,7 @@ fn storm<I: Reentrant + 'static>() {
         kept: UnsafeCell::new([const { None }; KEPT]),
     }));
     let thread = storm.pool.enter();
+    let out: Vec<_> = (LEFT..common::FRAMES as usize).map(|_| storm.take()).collect();
     STORMING.store(std::ptr::from_ref(storm).cast_mut().cast(), SeqCst);
     let action = SigAction::new(SigHandler::Handler(on_signal::<I>), SaFlags::SA_RESTART, SigSet::empty());
     // SAFETY: what the handler does to the pool is what is being looked at; all else in it is lock-free.
@@ -120,7 +123,7 @@ fn storm<I: Reentrant + 'static>() {
         [&storm.signals, &storm.signals_inside, &storm.duplicates].map(|counter| counter.load(SeqCst));
     println!("{}", json!({ "pairs": pairs, "signals": signals, "inside": inside, "duplicates": duplicates }));
     // Nothing of the pool is dropped: what is left of it may be anything.
-    std::mem::forget(thread);
+    std::mem::forget((thread, out));
     exit(if duplicates > 0 { DUPLICATE } else { 0 });
 }
 

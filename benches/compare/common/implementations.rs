@@ -376,7 +376,10 @@ shared!(
             blocks.leak().iter_mut().for_each(|block| HeaplessFrames.manage(block));
         });
     },
-    |(): &()| HeaplessFrames.alloc(0).ok().expect("a frame"),
+    |(): &()| match HeaplessFrames.alloc(0) {
+        Ok(frame) => frame,
+        Err(_) => panic!("no frame"),
+    },
     |(): &(), frame: Pooled<HeaplessFrames>| drop(frame),
     |frame: &Pooled<HeaplessFrames>| std::ptr::from_ref::<u64>(frame).addr() / size_of::<u64>()
 );

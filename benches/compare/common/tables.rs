@@ -252,7 +252,11 @@ impl<A: FrameAllocator<Size4KiB>> X86<A> {
             let from = Page::<Z>::containing_address(VirtAddr::new(iova + page * Z::SIZE));
             let to = PhysFrame::containing_address(x86_64::PhysAddr::new(target + page * Z::SIZE));
             // SAFETY: no hardware walks these tables.
-            unsafe { self.tables.map_to(from, to, flags, &mut self.pages).ok().expect("mapped").ignore() };
+            unsafe {
+                self.tables
+                    .map_to(from, to, flags, &mut self.pages)
+                    .map_or_else(|_| panic!("not mapped"), |flush| flush.ignore())
+            };
         }
     }
 
