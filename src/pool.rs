@@ -124,7 +124,8 @@ pub struct FramePool<S: FrameSource, P: Platform> {
     on_misuse: Option<fn(&Misuse)>,
     growth: Growth,
     closing: AtomicBool,
-    counters: Counters,
+    /// In lines of their own: what is beside them is read on every hit.
+    counters: CachePadded<Counters>,
     platform: P,
     /// Dropped by hand: not at all while frames are out (INV-12).
     source: ManuallyDrop<S>,
@@ -134,12 +135,10 @@ pub struct FramePool<S: FrameSource, P: Platform> {
 /// Events that are not counted where they are owned.
 #[derive(Debug, Default)]
 struct Counters {
-    depot_hits: counter::Shared,
     steals: counter::Shared,
     reserve_hits: counter::Shared,
     reserved: counter::Shared,
     exhausted: counter::Shared,
-    freed_below: counter::Shared,
     refills: counter::Shared,
     refilled: counter::Shared,
     source_failures: counter::Shared,

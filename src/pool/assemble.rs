@@ -168,7 +168,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             on_misuse: builder.on_misuse,
             growth: builder.growth,
             closing: AtomicBool::new(false),
-            counters: Counters::default(),
+            counters: CachePadded::new(Counters::default()),
             platform,
             source: ManuallyDrop::new(source),
             memory,

@@ -48,18 +48,29 @@ struct Side {
     partial: CachePadded<TaggedStack>,
 }
 
+/// What is counted whenever a magazine comes or goes, on one line: it changes hands as one, and takes nothing along that others only
+/// read.
+#[derive(Debug)]
+struct Traffic {
+    level: FillLevel,
+    /// All frames ever drawn from the stock: the demand, as the worker sees it.
+    drawn: counter::Shared,
+    /// Allocations that the stock has served.
+    hits: counter::Shared,
+    /// Frames that came back and found no room in their CPU's cache.
+    freed: counter::Shared,
+}
+
 /// The shared stock.
 #[derive(Debug)]
 pub(crate) struct Depot {
     dirty: Side,
     clean: Side,
     empty: CachePadded<TaggedStack>,
-    level: CachePadded<FillLevel>,
+    traffic: CachePadded<Traffic>,
     /// How full each magazine on a partial stack is; written before the push, read after the pop.
     lengths: Carved<AtomicU32>,
     size: u32,
-    /// All frames ever drawn from the stock: the demand, as the worker sees it.
-    drawn: counter::Shared,
 }
 
 impl Depot {
@@ -72,24 +83,39 @@ impl Depot {
     ) -> Self {
         let stack = || CachePadded::new(TaggedStack::new(links.share()));
         let side = || Side { full: stack(), partial: stack() };
-        Self {
-            dirty: side(),
-            clean: side(),
-            empty: stack(),
-            level: CachePadded::new(level),
-            lengths,
-            size,
-            drawn: counter::Shared::new(),
-        }
+        let counter = counter::Shared::new;
+        let traffic = Traffic { level, drawn: counter(), hits: counter(), freed: counter() };
+        let traffic = CachePadded::new(traffic);
+        Self { dirty: side(), clean: side(), empty: stack(), traffic, lengths, size }
     }
 
     pub(crate) fn level(&self) -> &FillLevel {
-        &self.level
+        &self.traffic.level
     }
 
     /// All frames ever drawn from the stock.
     pub(crate) fn drawn(&self) -> u64 {
-        self.drawn.get()
+        self.traffic.drawn.get()
+    }
+
+    /// Counts an allocation that the stock has served.
+    pub(crate) fn count_hit(&self) {
+        self.traffic.hits.add(1);
+    }
+
+    /// How many there were.
+    pub(crate) fn hits(&self) -> u64 {
+        self.traffic.hits.get()
+    }
+
+    /// Counts frames that came back and found no room in their CPU's cache.
+    pub(crate) fn count_freed(&self, frames: u32) {
+        self.traffic.freed.add(u64::from(frames));
+    }
+
+    /// How many there were.
+    pub(crate) fn freed(&self) -> u64 {
+        self.traffic.freed.get()
     }
 
     fn side(&self, kind: Kind) -> &Side {
@@ -172,7 +198,7 @@ impl Depot {
             return None;
         }
         let magazine = self.pop_partial(Kind::Clean)?;
-        self.level.soiled(magazine.length());
+        self.traffic.level.soiled(magazine.length());
         Some(magazine)
     }
 
@@ -183,8 +209,8 @@ impl Depot {
 
     /// Counts `frames` out of the stock, after they were taken, as demand.
     pub(crate) fn count_drawn(&self, kind: Kind, frames: u32) -> Ring {
-        self.drawn.add(u64::from(frames));
-        self.level.removed(kind, frames)
+        self.traffic.drawn.add(u64::from(frames));
+        self.traffic.level.removed(kind, frames)
     }
 
     /// Takes one frame out of a magazine that goes back at once.
@@ -212,7 +238,7 @@ impl Depot {
         };
         let outcome = magazines.push(&mut magazine, frame);
         let ring = match outcome {
-            Ok(()) => Ok(self.level.added(kind, 1)),
+            Ok(()) => Ok(self.traffic.level.added(kind, 1)),
             Err(frame) => Err(frame),
         };
         self.put(kind, magazine);

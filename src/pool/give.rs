@@ -24,7 +24,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     #[inline(always)]
     pub(super) fn put(&self, kind: Kind, frame: FrameNumber) {
         if let Err(miss) = self.cache_of(kind).push(&self.platform, frame, &self.wanted) {
-            self.counters.freed_below.add(1);
+            self.depot.count_freed(1);
             self.give_below(kind, frame, miss);
         }
     }
@@ -70,7 +70,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         {
             self.give(kind, frame);
         }
-        self.counters.freed_below.add(u64::from(magazine.length()));
+        self.depot.count_freed(magazine.length());
         self.return_to_stock(kind, magazine);
     }
 

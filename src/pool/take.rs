@@ -68,7 +68,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             return Err(AllocError::Closed);
         }
         if let Some(frame) = self.take_from_side(Kind::Clean, Kind::Clean, miss) {
-            self.counters.depot_hits.add(1);
+            self.depot.count_hit();
             self.count_zeroed(Kind::Clean, 1);
             return Ok(frame);
         }
@@ -102,7 +102,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             return Err(AllocError::Closed);
         }
         if let Some(taken) = self.take_from_depot(miss) {
-            self.counters.depot_hits.add(1);
+            self.depot.count_hit();
             return Ok(taken);
         }
         let ring = self.depot.level().missed();
