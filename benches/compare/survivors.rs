@@ -31,8 +31,8 @@ const INTERVAL: Duration = Duration::from_micros(50);
 /// How long the storm goes on, and after what time a process is taken to hang.
 const STORM: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(12);
-/// Frames that are not out all the time: few, so that both ends of a queue are close.
-const LEFT: usize = 128;
+/// Frames that are not out all the time: few, so that they run out, and both ends of a queue meet.
+const LEFT: usize = 64;
 /// Frames that the handler keeps at most.
 const KEPT: usize = 8;
 /// Numbers of frames that are told apart.
@@ -53,12 +53,12 @@ struct Storm<I: Reentrant + 'static> {
 }
 
 impl<I: Reentrant + 'static> Storm<I> {
-    fn take(&'static self) -> I::Token<'static> {
-        let token = self.pool.take_anywhere();
+    fn take(&'static self) -> Option<I::Token<'static>> {
+        let token = self.pool.take_anywhere()?;
         if self.held[I::number(&token) % NUMBERS].swap(1, SeqCst) != 0 {
             self.duplicates.fetch_add(1, SeqCst);
         }
-        token
+        Some(token)
     }
 
     fn give(&'static self, token: I::Token<'static>) {
@@ -83,7 +83,7 @@ extern "C" fn on_signal<I: Reentrant + 'static>(_: i32) {
     for place in kept.iter_mut().skip((number % 2) as usize).step_by(2) {
         match place.take() {
             Some(token) => storm.give(token),
-            None => *place = Some(storm.take()),
+            None => *place = storm.take(),
         }
     }
 }
@@ -101,7 +101,7 @@ fn storm<I: Reentrant + 'static>() {
         kept: UnsafeCell::new([const { None }; KEPT]),
     }));
     let thread = storm.pool.enter();
-    let out: Vec<_> = (LEFT..common::FRAMES as usize).map(|_| storm.take()).collect();
+    let out: Vec<_> = (LEFT..common::FRAMES as usize).filter_map(|_| storm.take()).collect();
     STORMING.store(std::ptr::from_ref(storm).cast_mut().cast(), SeqCst);
     let action = SigAction::new(SigHandler::Handler(on_signal::<I>), SaFlags::SA_RESTART, SigSet::empty());
     // SAFETY: what the handler does to the pool is what is being looked at; all else in it is lock-free.
@@ -113,7 +113,7 @@ fn storm<I: Reentrant + 'static>() {
     let mut tokens = Vec::with_capacity(64);
     while start.elapsed() < STORM {
         storm.inside.store(true, SeqCst);
-        tokens.extend((0..64).map(|_| storm.take()));
+        tokens.extend((0..64).map_while(|_| storm.take()));
         tokens.drain(..).for_each(|token| storm.give(token));
         storm.inside.store(false, SeqCst);
         pairs += 64;

@@ -99,8 +99,8 @@ macro_rules! framepool {
         }
 
         impl Reentrant for $type {
-            fn take_anywhere(&self) -> Self::Token<'_> {
-                self.0.alloc().expect("a frame")
+            fn take_anywhere(&self) -> Option<Self::Token<'_>> {
+                self.0.alloc().ok()
             }
             fn give_anywhere<'p>(&'p self, token: Self::Token<'p>) {
                 drop(token);
@@ -123,8 +123,8 @@ macro_rules! framepool {
 
 /// A pool that is used by a signal handler while a call of the thread is in progress, whether it bears that or not.
 pub trait Reentrant: Implementation {
-    /// Takes a frame.
-    fn take_anywhere(&self) -> Self::Token<'_>;
+    /// Takes a frame, if there is one.
+    fn take_anywhere(&self) -> Option<Self::Token<'_>>;
 
     /// Gives a frame back.
     fn give_anywhere<'p>(&'p self, token: Self::Token<'p>);
@@ -257,7 +257,7 @@ macro_rules! shared {
             }
             #[inline(always)]
             fn take<'p>(&'p self, (): &mut ()) -> Self::Token<'p> {
-                $take(&self.0)
+                $take(&self.0).expect("a frame")
             }
             #[inline(always)]
             fn give<'p>(&'p self, (): &mut (), token: Self::Token<'p>) {
@@ -266,7 +266,7 @@ macro_rules! shared {
         }
 
         impl Reentrant for $type {
-            fn take_anywhere(&self) -> Self::Token<'_> {
+            fn take_anywhere(&self) -> Option<Self::Token<'_>> {
                 $take(&self.0)
             }
             fn give_anywhere<'p>(&'p self, token: Self::Token<'p>) {
@@ -285,6 +285,11 @@ thread_local! {
 }
 static NEXT_CPU: AtomicUsize = AtomicUsize::new(0);
 
+/// It grows instead of having none.
+fn some_object(pool: &LinearObjectPool<u64>) -> Option<LinearReusable<'_, u64>> {
+    Some(pool.pull())
+}
+
 fn address(frame: &u64) -> usize {
     *frame as usize >> 12
 }
@@ -301,7 +306,7 @@ shared!(
         frame_numbers().for_each(|frame| queue.push(frame).expect("room"));
         queue
     },
-    |queue: &crossbeam_queue::ArrayQueue<u64>| queue.pop().expect("a frame"),
+    |queue: &crossbeam_queue::ArrayQueue<u64>| queue.pop(),
     |queue: &crossbeam_queue::ArrayQueue<u64>, frame| queue.push(frame).expect("room"),
     address
 );
@@ -313,7 +318,7 @@ shared!(
         frame_numbers().for_each(|frame| queue.push(frame));
         queue
     },
-    |queue: &crossbeam_queue::SegQueue<u64>| queue.pop().expect("a frame"),
+    |queue: &crossbeam_queue::SegQueue<u64>| queue.pop(),
     |queue: &crossbeam_queue::SegQueue<u64>, frame| queue.push(frame),
     address
 );
@@ -321,7 +326,7 @@ shared!(
     /// A vector behind a mutex.
     MutexVec(Mutex<Vec<u64>>), "mutex-vec", u64,
     Mutex::new(frame_numbers().collect()),
-    |frames: &Mutex<Vec<u64>>| frames.lock().expect("no panic").pop().expect("a frame"),
+    |frames: &Mutex<Vec<u64>>| frames.lock().expect("no panic").pop(),
     |frames: &Mutex<Vec<u64>>, frame| frames.lock().expect("no panic").push(frame),
     address
 );
@@ -329,7 +334,7 @@ shared!(
     /// lockfree-object-pool.
     ObjectPool(LinearObjectPool<u64>), "lockfree-object-pool", LinearReusable<'p, u64>,
     LinearObjectPool::new(|| 0, |_| ()),
-    LinearObjectPool::pull,
+    some_object,
     |_: &LinearObjectPool<u64>, frame| drop(frame),
     |frame: &LinearReusable<'_, u64>| std::ptr::from_ref::<u64>(frame).addr() / size_of::<u64>()
 );
@@ -341,7 +346,7 @@ shared!(
         frames.lock().add_frame(0, FRAMES as usize);
         frames
     },
-    |frames: &buddy_system_allocator::LockedFrameAllocator<32>| frames.lock().alloc(1).expect("a frame"),
+    |frames: &buddy_system_allocator::LockedFrameAllocator<32>| frames.lock().alloc(1),
     |frames: &buddy_system_allocator::LockedFrameAllocator<32>, frame| frames.lock().dealloc(frame, 1),
     |&frame: &usize| frame
 );
@@ -349,18 +354,18 @@ shared!(
     /// slitter.
     Slitter(native::Slitter), "slitter", native::Block,
     native::Slitter::new(),
-    native::Slitter::take,
+    |class: &native::Slitter| Some(class.take()),
     native::Slitter::give,
     native::Block::number
 );
 shared!(
     /// mimalloc.
-    Mimalloc(()), "mimalloc", native::Block, (), |(): &()| native::MIMALLOC.take(), |(): &(), block| native::MIMALLOC.give(block),
+    Mimalloc(()), "mimalloc", native::Block, (), |(): &()| Some(native::MIMALLOC.take()), |(): &(), block| native::MIMALLOC.give(block),
     native::Block::number
 );
 shared!(
     /// jemalloc.
-    Jemalloc(()), "jemalloc", native::Block, (), |(): &()| native::JEMALLOC.take(), |(): &(), block| native::JEMALLOC.give(block),
+    Jemalloc(()), "jemalloc", native::Block, (), |(): &()| Some(native::JEMALLOC.take()), |(): &(), block| native::JEMALLOC.give(block),
     native::Block::number
 );
 
@@ -376,10 +381,7 @@ shared!(
             blocks.leak().iter_mut().for_each(|block| HeaplessFrames.manage(block));
         });
     },
-    |(): &()| match HeaplessFrames.alloc(0) {
-        Ok(frame) => frame,
-        Err(_) => panic!("no frame"),
-    },
+    |(): &()| HeaplessFrames.alloc(0).ok(),
     |(): &(), frame: Pooled<HeaplessFrames>| drop(frame),
     |frame: &Pooled<HeaplessFrames>| std::ptr::from_ref::<u64>(frame).addr() / size_of::<u64>()
 );
@@ -424,7 +426,7 @@ shared!(
         unsafe { frames.init_region(region.expose_provenance(), bytes) };
         frames
     },
-    |frames: &FrameAllocator| frames.allocate_physical(BASE, ONE).expect("a frame"),
+    |frames: &FrameAllocator| frames.allocate_physical(BASE, ONE).ok(),
     // SAFETY: each frame was taken above, and goes back once.
     |frames: &FrameAllocator, frame| unsafe { frames.deallocate_physical(BASE, ONE, frame) },
     |&frame: &usize| frame >> 12
