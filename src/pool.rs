@@ -182,7 +182,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// From any context. Lock-free; on a hit wait-free: one exchange and one store with [`Claim`](crate::Claim). A miss
     /// adds a constant number of steps, one look at each CPU's cache before it fails, and retries that each mean that another
     /// context finished an operation. The content of the frame is whatever it was when it came back.
-    /// At most 2,200 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+    /// At most 2,300 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`AllocError`] says what was missing. Exhaustion is normal and counted; nothing else changes.

@@ -76,7 +76,7 @@ pub struct Quota<'p, S: FrameSource, P: Platform> {
 }
 
 /// One frame, charged to a quota. Dropping it gives it back, from any context.
-/// At most 440 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+/// At most 450 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
 #[must_use = "a frame that is dropped at once was allocated for nothing"]
 pub struct QuotaFrame<'q, S: FrameSource, P: Platform> {
     quota: &'q Quota<'q, S, P>,

@@ -70,7 +70,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// that shall have nothing is [vacated](Self::vacate).
     ///
     /// Thread context: the source may sleep. Bounded by the frames that move and the number of CPUs.
-    /// At most 8,400 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+    /// At most 8,500 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// The outcome is [`Outcome::Done`] if the pool now owns at most `frames`, [`Outcome::InUse`] if what it owns beyond is out or
     /// kept for the watermarks, and [`Outcome::Busy`] if somebody else is maintaining the pool.

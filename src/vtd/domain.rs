@@ -186,7 +186,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     ///
     /// From thread and interrupt context, not from an NMI. Never sleeps. Bounded by the tables touched, for each of which
     /// another mapper may make one exchange be lost.
-    /// At most 12,000 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+    /// At most 11,700 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`MapError`] names what is wrong; the tables are then bit for bit what they were (INV-11).
@@ -228,7 +228,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// moment in which the rest is missing.
     ///
     /// From thread and interrupt context, not from an NMI. Never sleeps. Bounded by the tables touched and detached.
-    /// At most 8,100 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+    /// At most 8,300 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`UnmapError`] names what is wrong; the tables are then bit for bit what they were (INV-11).

@@ -11,7 +11,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// aligned, they get one.
     ///
     /// Contexts as for [`map`](Self::map). Bounded by the pages and the tables touched.
-    /// At most 11,600 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+    /// At most 11,700 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// As for [`map`](Self::map); the target that is named is the first page that is wrong.

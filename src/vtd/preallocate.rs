@@ -80,7 +80,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// such range needs stay; of the last level, those on the borders go for both.
     ///
     /// From thread and interrupt context, not from an NMI. Never waits. Bounded by the tables for the range.
-    /// At most 5,300 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+    /// At most 3,200 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`RangeError`].

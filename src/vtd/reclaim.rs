@@ -106,7 +106,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     ///
     /// From thread and interrupt context, not from an NMI. Takes no frames. Never waits, nor makes anybody wait. Bounded by the tables for the
     /// range, each of which is read up to twice: give a small range in an interrupt.
-    /// At most 47,700 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+    /// At most 45,200 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`ReclaimError`]: the range is wrong, or another reclaim's invalidation is not complete yet.

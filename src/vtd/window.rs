@@ -169,7 +169,7 @@ impl<'d, F: Format, A: TableFrames, H: WindowHost<A>> DmaWindow<'d, F, A, H> {
     ///
     /// From thread and interrupt context, not from an NMI. Never sleeps. Bounded by the pages of the buffer, two of which may be
     /// copied.
-    /// At most 17,900 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+    /// At most 15,700 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`ShareError`] names what is wrong; the device then reaches nothing.
@@ -245,7 +245,7 @@ impl<'d, F: Format, A: TableFrames, H: WindowHost<A>> DmaWindow<'d, F, A, H> {
     ///
     /// From thread and interrupt context, not from an NMI. Bounded by the pages of the buffer, and by the host's
     /// [`forget`](WindowHost::forget).
-    /// At most 3,000 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+    /// At most 1,800 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Safety
     /// `buffer` and `access` are those with which the slot was [shared](Self::share), and the device was told to be done with it.
