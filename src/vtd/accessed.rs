@@ -135,7 +135,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     ///
     /// From thread and interrupt context, not from an NMI. Never sleeps, takes no frames. Bounded by the pages mapped in the range and
     /// the tables; an atomic access for each bit that was set.
-    /// At most 7,500 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+    /// At most 7,400 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// [`AccessedDirtyError`] names what is wrong; nothing was cleared then.
@@ -169,7 +169,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
 
     /// Says which pages of the range the device has read or written since this was last asked, and begins anew (A). Everything else as
     /// for [`take_dirty`](Self::take_dirty), which does not change what this says, nor the reverse.
-    /// At most 7,500 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+    /// At most 7,300 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// # Errors
     /// As for [`take_dirty`](Self::take_dirty).

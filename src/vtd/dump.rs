@@ -14,7 +14,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// tree.
     ///
     /// Contexts and bound are those of [`mappings`](Self::mappings), and of whatever the text is written to.
-    /// At most 303,800 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+    /// At most 276,700 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     pub fn dump(&self) -> Dump<'_, F, A> {
         Dump { domain: self }
     }

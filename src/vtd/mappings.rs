@@ -118,7 +118,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     ///
     /// From thread and interrupt context, not from an NMI, whatever is unmapped meanwhile. One entry a level; a retry means that
     /// another context has detached a table meanwhile.
-    /// At most 510 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+    /// At most 560 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// ```
     /// # #[cfg(feature = "std")] {
@@ -159,7 +159,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// From thread and interrupt context, not from an NMI, whatever is unmapped meanwhile. The iterator holds nothing between two
     /// steps: each walks from the root to the mapping that it returns, and sees what is mapped then; bounded by the leaves of that
     /// mapping and the tables before it.
-    /// At most 292,200 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+    /// At most 263,900 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
     ///
     /// ```
     /// # #[cfg(feature = "std")] {
