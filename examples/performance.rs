@@ -40,6 +40,8 @@ struct Results {
     latency: Vec<Value>,
     survivors: Vec<Value>,
     memory: Vec<Value>,
+    /// The medians are of a few samples.
+    quick: bool,
 }
 
 /// Pairs in an iteration of a workload.
@@ -59,8 +61,9 @@ impl Results {
             text.ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
         };
         let medians = BTreeMap::new();
-        let mut results =
-            Self { medians, latency: left("latency"), survivors: left("survivors"), memory: left("memory") };
+        let quick = left("run").first().is_some_and(|run| run["quick"] == true);
+        let [latency, survivors, memory] = ["latency", "survivors", "memory"].map(left);
+        let mut results = Self { medians, latency, survivors, memory, quick };
         results.add(&target.join("criterion"))?;
         Ok(results)
     }
@@ -319,9 +322,11 @@ fn write_document(directory: &Path, results: &Results, ratios: &Table) -> Outcom
     let plots = directory.join("performance");
     fs::create_dir_all(&plots)?;
     let mut text = String::new();
+    let quick = "one quick run (`FRAMEPOOL_BENCH=quick`): medians of twenty samples";
+    let run = if results.quick { quick } else { "one run" };
     writeln!(
         text,
-        "# Performance\n\nWritten by a command from the results of one run; how is in `benches/`.\n"
+        "# Performance\n\nWritten by a command from the results of {run}; how is in `benches/`.\n"
     )?;
     writeln!(
         text,

@@ -14,7 +14,9 @@ pub const FRAMES: u32 = 1 << 16;
 
 /// Criterion, with `FRAMEPOOL_BENCH=quick` for a look in minutes instead of a measurement.
 pub fn criterion() -> Criterion {
-    let criterion = if std::env::var("FRAMEPOOL_BENCH").is_ok_and(|value| value == "quick") {
+    let quick = std::env::var("FRAMEPOOL_BENCH").is_ok_and(|value| value == "quick");
+    leave("run", &serde_json::json!([{ "quick": quick }]));
+    let criterion = if quick {
         let (warm_up, measurement) = (Duration::from_millis(100), Duration::from_millis(400));
         Criterion::default().warm_up_time(warm_up).measurement_time(measurement).sample_size(20)
     } else {
