@@ -7,7 +7,7 @@ use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use plotters::prelude::*;
 use serde_json::Value;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
     fmt::Write,
     fs,
@@ -359,6 +359,37 @@ fn write_document(directory: &Path, results: &Results, ratios: &Table) -> Outcom
     Ok(())
 }
 
+/// Each peer beside framepool, as multiples of its time.
+fn peers_table(results: &Results) -> Table {
+    const WORKLOADS: [&str; 5] =
+        ["hot_pair", "batch_1024_random", "two_threads_pair", "two_threads_batch", "producer_consumer"];
+    let mut table = Table::new();
+    table.load_preset(ASCII_MARKDOWN).set_header(["implementation"].into_iter().chain(WORKLOADS));
+    let measured = WORKLOADS.iter().filter_map(|workload| results.medians.get(*workload));
+    let names: BTreeSet<_> = measured.flat_map(BTreeMap::keys).filter(|name| is_rival(name)).collect();
+    for name in names {
+        let times = WORKLOADS.map(|workload| {
+            let both = results.of(workload, name).zip(results.of(workload, "framepool-rseq"));
+            both.map_or("-".into(), |(rival, ours)| format!("{:.1}", rival / ours))
+        });
+        table.add_row([name.clone()].into_iter().chain(times));
+    }
+    table
+}
+
+/// Puts `table` between the marks of the document that compares pools, if it is there.
+fn write_comparison(directory: &Path, table: &Table) -> Outcome<()> {
+    const MARKS: [&str; 2] = ["<!-- measured: begin -->\n", "<!-- measured: end -->"];
+    let path = directory.join("comparison.md");
+    let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
+    let Some((before, rest)) = text.split_once(MARKS[0]) else { return Ok(()) };
+    let Some((_, after)) = rest.split_once(MARKS[1]) else { return Ok(()) };
+    let words = "Times what framepool with restartable sequences takes, in the run of [performance.md](performance.md), which has the machine \
+                 and the medians:";
+    fs::write(path, format!("{before}{}{words}\n\n{table}\n{}{after}", MARKS[0], MARKS[1]))?;
+    Ok(())
+}
+
 fn main() -> Outcome<()> {
     let arguments = Arguments::parse();
     let results = Results::read(&arguments.target)?;
@@ -366,6 +397,7 @@ fn main() -> Outcome<()> {
     println!("{ratios}");
     if let Some(directory) = arguments.write {
         write_document(&directory, &results, &ratios)?;
+        write_comparison(&directory, &peers_table(&results))?;
     }
     Ok(())
 }
