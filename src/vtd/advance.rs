@@ -50,7 +50,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     pub(crate) fn advance_all(&self, missing: Missing) -> Result<Advance, AdvanceError> {
         let zeroed = self.advance(missing.zeroed).map_err(|error| match error {
             AdvanceError::OutOfFrames { missing: zeroed } => {
-                AdvanceError::OutOfFrames { missing: zeroed + missing.whole }
+                AdvanceError::OutOfFrames { missing: zeroed.saturating_add(missing.whole) }
             }
             AdvanceError::FrameBeyondWidth { .. } => error,
         })?;
