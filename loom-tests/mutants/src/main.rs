@@ -67,6 +67,8 @@ enum Check {
     Guest(String),
     /// The sweep and the injection, each over the operations whose names contain this.
     Interrupts(String),
+    /// The threads of sanitizer-tests under this sanitizer, by a report of its.
+    Sanitizer(String),
 }
 
 /// What came of a mutant.
@@ -78,7 +80,8 @@ enum Fate {
 }
 
 /// What is copied; everything else (examples, recordings) is left out.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 14] = [
+    ".ci/sanitizers",
     "Cargo.toml",
     "Cargo.lock",
     "README.md",
@@ -87,6 +90,7 @@ const SOURCES: [&str; 12] = [
     "benches",
     "loom-tests",
     "interrupt-tests",
+    "sanitizer-tests",
     "guest",
     "examples/replay",
     "examples/traces/DMAR.bin",
@@ -223,6 +227,14 @@ impl Workshop {
                     cargo(&[&test[..], &["injection-tests", "--test", "injection"]].concat(), "program");
                 injection.env("FRAMEPOOL_INJECTION_OPERATION", name);
                 vec![sweep, injection]
+            }
+            Check::Sanitizer(name) => {
+                let mut command = Command::new(self.tree().join(".ci/sanitizers"));
+                command.arg(name).current_dir(self.tree());
+                command.env("CARGO_TARGET_DIR", &self.directory).env("CARGO_INCREMENTAL", "1");
+                // The threads may notice the mutant too; that is not the question.
+                command.env("SANITIZER_REPORT", "1").env("SANITIZER_SECONDS", "4");
+                vec![command]
             }
         }
     }
