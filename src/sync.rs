@@ -1,5 +1,6 @@
 //! The one facade over `core::sync::atomic` and loom: no other file names either, but for `sync/injection.rs`, which makes
-//! each access a point at which the injection tests may interrupt, in their build of the crate.
+//! each access a point at which the injection tests may interrupt, in their build of the crate. In the build for the tests that try
+//! schedules at random (`shuttle-tests`) `loom` is shuttle, which has the same interface but for cells: `sync/cell.rs`.
 //!
 //! Loom checks every access that goes through [`atomic`] and [`cell`], so that exclusive ownership of a magazine
 //! or of a slot is a thing the models verify rather than assume. Counters that steer nothing go through
@@ -21,10 +22,14 @@ pub(crate) mod atomic {
     pub(crate) use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 }
 
-#[cfg(loom)]
-pub(crate) mod cell {
-    pub(crate) use loom::cell::UnsafeCell;
+/// Memory that one context at a time may write.
+#[cfg(all(loom, not(framepool_shuttle)))]
+pub mod cell {
+    pub use loom::cell::UnsafeCell;
 }
+
+#[cfg(framepool_shuttle)]
+pub mod cell;
 
 #[cfg(not(loom))]
 pub(crate) mod cell {
@@ -64,9 +69,9 @@ pub(crate) mod cell {
 #[inline(always)]
 pub(crate) fn hand_over(word: &atomic::AtomicU64, value: u64) {
     // Ordering: Release publishes everything that was done under the mark to the Acquire exchange of the next owner.
-    #[cfg(not(loom))]
+    #[cfg(any(not(loom), framepool_shuttle))]
     word.store(value, atomic::Ordering::Release);
-    #[cfg(loom)]
+    #[cfg(all(loom, not(framepool_shuttle)))]
     word.swap(value, atomic::Ordering::Release);
 }
 

@@ -3,17 +3,15 @@
 
 use framepool::{
     PhysAddr,
+    internals::cell::UnsafeCell,
     vtd::{
         Domain, DomainConfig, Entry, Format, Hardware, Invalidation, Iova, Levels, MapError, PageSizes,
         Permissions, Stage, TableFrames, internals::Sealed,
     },
 };
-use loom::{
-    cell::UnsafeCell,
-    sync::atomic::{
-        AtomicU64,
-        Ordering::{Acquire, Relaxed},
-    },
+use loom::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed},
 };
 use std::{
     ptr::NonNull,
@@ -337,8 +335,13 @@ pub fn protect(domain: &TinyDomain, page: u64) {
 
 /// Puts one leaf in the place of each table of leaves in a row, and says at once that hardware has let go of the tables.
 pub fn join(domain: &TinyDomain) {
+    join_in(domain, 0, 8);
+}
+
+/// The same for some pages only.
+pub fn join_in(domain: &TinyDomain, page: u64, pages: u64) {
     // SAFETY: nothing walks these tables but the model.
-    let invalidation = unsafe { domain.join(Iova::new(0), 8 * PAGE) };
+    let invalidation = unsafe { domain.join(Iova::new(page * PAGE), pages * PAGE) };
     // SAFETY: as above.
     unsafe { invalidation.unwrap().complete() }
 }

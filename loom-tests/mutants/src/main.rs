@@ -67,6 +67,8 @@ enum Check {
     Guest(String),
     /// The sweep and the injection, each over the operations whose names contain this.
     Interrupts(String),
+    /// The models of shuttle-tests whose names contain this.
+    Schedules(String),
     /// The threads of sanitizer-tests under this sanitizer, by a report of its.
     Sanitizer(String),
 }
@@ -80,7 +82,7 @@ enum Fate {
 }
 
 /// What is copied; everything else (examples, recordings) is left out.
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 15] = [
     ".ci/sanitizers",
     "Cargo.toml",
     "Cargo.lock",
@@ -91,6 +93,7 @@ const SOURCES: [&str; 14] = [
     "loom-tests",
     "interrupt-tests",
     "sanitizer-tests",
+    "shuttle-tests",
     "guest",
     "examples/replay",
     "examples/traces/DMAR.bin",
@@ -227,6 +230,10 @@ impl Workshop {
                     cargo(&[&test[..], &["injection-tests", "--test", "injection"]].concat(), "program");
                 injection.env("FRAMEPOOL_INJECTION_OPERATION", name);
                 vec![sweep, injection]
+            }
+            Check::Schedules(name) => {
+                let models = ["test", "--quiet", "-p", "shuttle-tests", "--test", "schedules", name];
+                vec![cargo(&models, "program")]
             }
             Check::Sanitizer(name) => {
                 let mut command = Command::new(self.tree().join(".ci/sanitizers"));
