@@ -326,7 +326,8 @@ fn write_document(directory: &Path, results: &Results, ratios: &Table) -> Outcom
     let run = if results.quick { quick } else { "one run" };
     writeln!(
         text,
-        "# Performance\n\nWritten by a command from the results of {run}; how is in `benches/`.\n"
+        "# Performance\n\nWritten by a command from the results of {run}; how is in `benches/`. Machines with\nmore CPUs \
+         than this one are simulated: [scale.md](scale.md).\n"
     )?;
     writeln!(
         text,

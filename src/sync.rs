@@ -1,6 +1,7 @@
 //! The one facade over `core::sync::atomic` and loom: no other file names either, but for `sync/injection.rs`, which makes
-//! each access a point at which the injection tests may interrupt, in their build of the crate. In the build for the tests that try
-//! schedules at random (`shuttle-tests`) `loom` is shuttle, which has the same interface but for cells: `sync/cell.rs`.
+//! each access a point at which the injection tests may interrupt, and of which an observer is told, in their build of the crate. In the
+//! build for the tests that try schedules at random (`shuttle-tests`) `loom` is shuttle, which has the same interface but for cells:
+//! `sync/cell.rs`.
 //!
 //! Loom checks every access that goes through [`atomic`] and [`cell`], so that exclusive ownership of a magazine
 //! or of a slot is a thing the models verify rather than assume. Counters that steer nothing go through
@@ -47,7 +48,7 @@ pub(crate) mod cell {
         #[cfg_attr(framepool_injection, track_caller)]
         pub(crate) fn with<R>(&self, read: impl FnOnce(*const T) -> R) -> R {
             #[cfg(framepool_injection)]
-            super::injection::point();
+            super::injection::access(self, super::injection::AccessKind::Load);
             read(self.0.get())
         }
 
@@ -55,7 +56,7 @@ pub(crate) mod cell {
         #[cfg_attr(framepool_injection, track_caller)]
         pub(crate) fn with_mut<R>(&self, write: impl FnOnce(*mut T) -> R) -> R {
             #[cfg(framepool_injection)]
-            super::injection::point();
+            super::injection::access(self, super::injection::AccessKind::Store);
             write(self.0.get())
         }
     }
@@ -264,7 +265,11 @@ pub mod nesting {
 
 /// Statistics: plain relaxed counters that no code path may branch on.
 pub(crate) mod counter {
-    use core::sync::atomic::{AtomicU64, Ordering};
+    #[cfg(framepool_injection)]
+    use super::injection::statistics::AtomicU64;
+    #[cfg(not(framepool_injection))]
+    use core::sync::atomic::AtomicU64;
+    use core::sync::atomic::Ordering;
 
     /// A statistic that many contexts may count at once.
     #[derive(Debug, Default)]
@@ -275,22 +280,26 @@ pub(crate) mod counter {
             Self(AtomicU64::new(0))
         }
 
+        #[cfg_attr(framepool_injection, track_caller)]
         pub(crate) fn add(&self, amount: u64) {
             // Ordering: Relaxed; the value publishes nothing and is only ever summed for a snapshot.
             self.0.fetch_add(amount, Ordering::Relaxed);
         }
 
         #[cfg(any(feature = "vtd", feature = "std"))]
+        #[cfg_attr(framepool_injection, track_caller)]
         pub(crate) fn subtract(&self, amount: u64) {
             // Ordering: Relaxed; as in `add`.
             self.0.fetch_sub(amount, Ordering::Relaxed);
         }
 
+        #[cfg_attr(framepool_injection, track_caller)]
         pub(crate) fn raise_to(&self, value: u64) {
             // Ordering: Relaxed; as in `add`.
             self.0.fetch_max(value, Ordering::Relaxed);
         }
 
+        #[cfg_attr(framepool_injection, track_caller)]
         pub(crate) fn get(&self) -> u64 {
             // Ordering: Relaxed; a snapshot is approximate while operations are in progress.
             self.0.load(Ordering::Relaxed)
@@ -307,6 +316,7 @@ pub(crate) mod counter {
             Self(AtomicU64::new(0))
         }
 
+        #[cfg_attr(framepool_injection, track_caller)]
         #[inline(always)]
         pub(crate) fn add(&self, amount: u64) {
             // Ordering: Relaxed, and a load and a store instead of a locked addition: the owner is alone, and the
@@ -314,11 +324,13 @@ pub(crate) mod counter {
             self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
         }
 
+        #[cfg_attr(framepool_injection, track_caller)]
         pub(crate) fn set(&self, value: u64) {
             // Ordering: Relaxed; as in `add`.
             self.0.store(value, Ordering::Relaxed);
         }
 
+        #[cfg_attr(framepool_injection, track_caller)]
         pub(crate) fn get(&self) -> u64 {
             // Ordering: Relaxed; a snapshot is approximate while operations are in progress.
             self.0.load(Ordering::Relaxed)

@@ -6,7 +6,8 @@
 //! stands for every instruction. What the facade cannot see are the instructions themselves: in which order the compiler puts plain
 //! accesses, and what it makes of them. The sweep of the release build is there for that (`interrupt-tests`).
 //!
-//! A point knows the line of the source that makes the access, so that the tests can say which lines were interrupted.
+//! A point knows the line of the source that makes the access, so that the tests can say which lines were interrupted. An observer is told
+//! of every access before it is made, those of statistics too, at which nobody stops: `examples/scale` counts which cache lines move.
 
 extern crate std;
 
@@ -15,6 +16,28 @@ use std::{cell::RefCell, vec::Vec};
 
 /// A line of the source that makes an access.
 pub type Site = &'static Location<'static>;
+
+/// What an access does to its word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessKind {
+    /// Reads it.
+    Load,
+    /// Writes it.
+    Store,
+    /// Reads and writes it in one step, whether or not it then has another value.
+    ReadModifyWrite,
+}
+
+/// An access that is about to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// Where in the source.
+    pub site: Site,
+    /// The address of the word.
+    pub address: usize,
+    /// What is done to the word.
+    pub kind: AccessKind,
+}
 
 std::thread_local! {
     /// Accesses of the call that is being observed, so far.
@@ -25,11 +48,34 @@ std::thread_local! {
     static ACTION: Cell<*const ()> = const { Cell::new(ptr::null()) };
     /// The sites of a call that is being recorded.
     static RECORD: RefCell<Option<Vec<Site>>> = const { RefCell::new(None) };
+    /// Whom to tell of each access.
+    static OBSERVER: Cell<Option<fn(Access)>> = const { Cell::new(None) };
 }
 
-/// Stands before every access to shared memory.
+/// From here on `observer` is told of each access of this thread, before it is made; or nobody is. It may switch to another stack of the
+/// same thread, on which others use the crate.
+pub fn observe(observer: Option<fn(Access)>) {
+    OBSERVER.set(observer);
+}
+
+/// Tells the observer of an access to `word`.
 #[track_caller]
-pub(crate) fn point() {
+pub(crate) fn notice<T>(word: *const T, kind: AccessKind) {
+    if let Some(observer) = OBSERVER.get() {
+        observer(Access { site: Location::caller(), address: word.addr(), kind });
+    }
+}
+
+/// Stands before every access to shared memory but statistics.
+#[track_caller]
+pub(crate) fn access<T>(word: *const T, kind: AccessKind) {
+    notice(word, kind);
+    point();
+}
+
+/// Stands before every access to shared memory, and every fence.
+#[track_caller]
+fn point() {
     let (seen, site) = (SEEN.get(), Location::caller());
     SEEN.set(seen + 1);
     RECORD.with_borrow_mut(|record| record.as_mut().map(|record| record.push(site)));
@@ -68,9 +114,9 @@ pub fn interrupted_at(stop: usize, call: impl FnOnce(), action: &dyn Fn()) -> bo
 /// What `core::sync::atomic` offers, as far as the crate uses it.
 #[allow(dead_code, reason = "which of it is used depends on the features")]
 pub(crate) mod atomic {
-    use super::point;
-    use core::sync::atomic;
+    use super::{AccessKind, access, point};
     pub(crate) use core::sync::atomic::Ordering;
+    use core::{ptr, sync::atomic};
 
     /// A fence, with a point before it.
     #[track_caller]
@@ -90,9 +136,9 @@ pub(crate) mod atomic {
                     Self(atomic::$name::new(value))
                 }
 
-                with_points!($value: load());
-                with_points!((): store(value: $value));
-                with_points!($value: swap(value: $value));
+                with_points!(Load $value: load());
+                with_points!(Store (): store(value: $value));
+                with_points!(ReadModifyWrite $value: swap(value: $value));
 
                 #[track_caller]
                 pub(crate) fn compare_exchange(
@@ -102,7 +148,7 @@ pub(crate) mod atomic {
                     success: Ordering,
                     failure: Ordering,
                 ) -> Result<$value, $value> {
-                    point();
+                    access(ptr::from_ref(self), AccessKind::ReadModifyWrite);
                     self.0.compare_exchange(current, new, success, failure)
                 }
 
@@ -114,7 +160,7 @@ pub(crate) mod atomic {
                     success: Ordering,
                     failure: Ordering,
                 ) -> Result<$value, $value> {
-                    point();
+                    access(ptr::from_ref(self), AccessKind::ReadModifyWrite);
                     self.0.compare_exchange_weak(current, new, success, failure)
                 }
 
@@ -142,10 +188,10 @@ pub(crate) mod atomic {
                 }
             }
         };
-        ($result:ty: $operation:ident($($argument:ident: $type:ty)?)) => {
+        ($kind:ident $result:ty: $operation:ident($($argument:ident: $type:ty)?)) => {
             #[track_caller]
             pub(crate) fn $operation(&self, $($argument: $type,)? ordering: Ordering) -> $result {
-                point();
+                access(ptr::from_ref(self), AccessKind::$kind);
                 self.0.$operation($($argument,)? ordering)
             }
         };
@@ -158,14 +204,57 @@ pub(crate) mod atomic {
     macro_rules! with_arithmetic {
         ($name:ident, $value:ty) => {
             impl $name {
-                with_points!($value: fetch_add(value: $value));
-                with_points!($value: fetch_sub(value: $value));
-                with_points!($value: fetch_and(value: $value));
-                with_points!($value: fetch_or(value: $value));
+                with_points!(ReadModifyWrite $value: fetch_add(value: $value));
+                with_points!(ReadModifyWrite $value: fetch_sub(value: $value));
+                with_points!(ReadModifyWrite $value: fetch_and(value: $value));
+                with_points!(ReadModifyWrite $value: fetch_or(value: $value));
             }
         };
     }
 
     with_arithmetic!(AtomicU32, u32);
     with_arithmetic!(AtomicU64, u64);
+}
+
+/// Words of statistics: an observer is told of them, and nobody stops there, since nothing branches on what they count.
+pub(crate) mod statistics {
+    use super::{AccessKind, notice};
+    use core::{
+        ptr,
+        sync::atomic::{self, Ordering},
+    };
+
+    /// As core's.
+    #[derive(Debug, Default)]
+    #[repr(transparent)]
+    pub(crate) struct AtomicU64(atomic::AtomicU64);
+
+    impl AtomicU64 {
+        pub(crate) const fn new(value: u64) -> Self {
+            Self(atomic::AtomicU64::new(value))
+        }
+    }
+
+    macro_rules! with_notice {
+        ($($kind:ident $operation:ident($($argument:ident)?) -> $result:ty;)*) => {
+            impl AtomicU64 {
+                $(
+                    #[track_caller]
+                    #[allow(dead_code, reason = "which of it is used depends on the features")]
+                    pub(crate) fn $operation(&self, $($argument: u64,)? ordering: Ordering) -> $result {
+                        notice(ptr::from_ref(self), AccessKind::$kind);
+                        self.0.$operation($($argument,)? ordering)
+                    }
+                )*
+            }
+        };
+    }
+
+    with_notice! {
+        Load load() -> u64;
+        Store store(value) -> ();
+        ReadModifyWrite fetch_add(amount) -> u64;
+        ReadModifyWrite fetch_sub(amount) -> u64;
+        ReadModifyWrite fetch_max(value) -> u64;
+    }
 }

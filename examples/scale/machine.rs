@@ -1,0 +1,495 @@
+//! The machine that is simulated: CPUs with clocks of their own, and cache lines that move between them, in virtual time.
+//!
+//! Every CPU is a stack of its own on one thread of the host, and the pool on top is the real one, built with the points of `sync/injection.rs`:
+//! before each access to shared memory the CPU that makes it is told here what it costs, and waits for that long. Others run meanwhile, so
+//! that operations interleave as they would, and an exchange fails because another CPU has changed the word.
+//!
+//! # What a line does
+//! As with MESI, a line is with one CPU that may write it, or with any number that read it. A CPU whose line does not suit asks for it; the requests
+//! for one line are served one after the other, each for as long as the line travels. Half-way through, the request reaches those who have
+//! the line, and takes it away, or the right to write it; until then they go on using it. Caches are large enough for everything.
+
+use framepool_injected::injection::{Access, AccessKind};
+use std::{
+    cell::{Cell, RefCell},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    hash::{BuildHasherDefault, Hasher},
+    mem,
+};
+
+/// Picoseconds.
+pub(crate) type Time = u64;
+
+/// Picoseconds in a nanosecond.
+pub(crate) const NANOSECOND: Time = 1000;
+/// How far addresses are shifted to number their lines.
+const LINE_SHIFT: u32 = 6;
+/// In words: enough for the deepest call of an unoptimised build.
+const STACK_WORDS: usize = 1 << 15;
+
+/// Where the CPUs are, and what accesses cost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    pub(crate) cpus: usize,
+    pub(crate) nodes: usize,
+    /// An access to a line that the CPU has.
+    pub(crate) own: Time,
+    /// A line that comes from another CPU of the node, or from memory.
+    pub(crate) near: Time,
+    /// A line that comes from another node.
+    pub(crate) far: Time,
+}
+
+impl Layout {
+    /// The node of a CPU: neighbours are together. The worker is on the first.
+    pub(crate) fn node_of(&self, cpu: usize) -> usize {
+        if cpu < self.cpus { cpu * self.nodes.min(self.cpus) / self.cpus } else { 0 }
+    }
+}
+
+/// Whose lines an access needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// The depot: heads and links of its stacks, its level, its counts.
+    Depot,
+    /// The entries of magazines.
+    Entries,
+    /// Everything else: the CPU's own slot, mostly.
+    Other,
+}
+
+impl Class {
+    const COUNT: usize = 3;
+
+    /// Told by the file that makes the access.
+    fn of(access: &Access) -> Self {
+        match access.site.file().rsplit('/').next() {
+            Some("stack.rs" | "level.rs" | "depot.rs") => Self::Depot,
+            Some("magazine.rs") => Self::Entries,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What the CPUs have spent, added up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spent {
+    /// Waiting behind others for a line, by class.
+    pub(crate) queued: [Time; Class::COUNT],
+    /// While lines travelled, by class.
+    pub(crate) moved: [Time; Class::COUNT],
+    /// Lines that travelled, by class.
+    pub(crate) lines: [u64; Class::COUNT],
+}
+
+/// Who has a line.
+#[derive(Debug, Default)]
+struct Line {
+    /// The CPU that may write it.
+    writer: Option<usize>,
+    /// The CPUs that may read it, a bit each.
+    readers: Vec<u64>,
+    /// Those who may still use it until a request reaches them, and whether they may write.
+    leaving: Vec<(usize, Time, bool)>,
+    /// When the last request will have been served.
+    free_at: Time,
+    /// For how long it has travelled in the part of the run that counts.
+    busy: Time,
+}
+
+impl Line {
+    fn may_read(&self, cpu: usize) -> bool {
+        self.readers.get(cpu / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1)
+    }
+
+    fn suits(&self, cpu: usize, kind: AccessKind, at: Time) -> bool {
+        if self.writer == Some(cpu) || kind == AccessKind::Load && self.may_read(cpu) {
+            return true;
+        }
+        let reads = kind == AccessKind::Load;
+        self.leaving.iter().any(|&(who, until, writes)| who == cpu && at < until && (writes || reads))
+    }
+
+    fn readers(&self) -> impl Iterator<Item = usize> {
+        let bits = |(index, &word): (usize, &u64)| {
+            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| index * 64 + bit)
+        };
+        self.readers.iter().enumerate().filter(|(_, word)| **word != 0).flat_map(bits)
+    }
+
+    /// Asks for the line at `at`; when it begins to travel, and when it is there.
+    fn request(&mut self, layout: &Layout, cpu: usize, kind: AccessKind, at: Time) -> (Time, Time) {
+        let node = layout.node_of(cpu);
+        let is_far = |other: usize| layout.node_of(other) != node;
+        let mut others = self.readers().filter(|&other| other != cpu).peekable();
+        let is_read = kind == AccessKind::Load;
+        let far = match others.peek() {
+            None => false,
+            // The nearest copy will do; or all of them have to go.
+            Some(_) if is_read => others.all(is_far),
+            Some(_) => others.any(is_far),
+        };
+        drop(others);
+        let start = at.max(self.free_at);
+        let travel = if far { layout.far } else { layout.near };
+        let (reached, there) = (start + travel / 2, start + travel);
+        self.free_at = there;
+        self.busy += travel;
+        self.leaving.retain(|leaving| leaving.1 > at && leaving.0 != cpu);
+        if is_read {
+            if let Some(writer) = self.writer.take()
+                && writer != cpu
+            {
+                self.leaving.push((writer, reached, true));
+            }
+        } else {
+            let leave = self.readers().filter(|&other| other != cpu).collect::<Vec<_>>();
+            let writer = self.writer;
+            self.leaving.extend(leave.into_iter().map(|other| (other, reached, writer == Some(other))));
+            self.readers.clear();
+        }
+        if !is_read || self.readers().next().is_none() {
+            self.writer = Some(cpu);
+        }
+        if self.readers.len() <= cpu / 64 {
+            self.readers.resize(cpu / 64 + 1, 0);
+        }
+        if let Some(word) = self.readers.get_mut(cpu / 64) {
+            *word |= 1 << (cpu % 64);
+        }
+        (start, there)
+    }
+}
+
+/// Spreads the numbers of lines: they differ in the low bits, and the map looks at the high ones too.
+#[derive(Default)]
+struct LineHasher(u64);
+
+impl Hasher for LineHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_usize(byte.into()));
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        self.0 = (self.0.rotate_left(5) ^ number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+/// How much of a run is done: so many pairs of take and give, or so many lines that have travelled, of all CPUs together. The latter comes
+/// first where the CPUs hold each other up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Extent {
+    pub(crate) pairs: u64,
+    pub(crate) lines: u64,
+}
+
+impl Extent {
+    fn reaches(self, other: Self) -> bool {
+        self.pairs >= other.pairs || self.lines >= other.lines
+    }
+}
+
+/// What a run came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measured {
+    /// How long the part that counts took.
+    pub(crate) time: Time,
+    /// Pairs of take and give in it.
+    pub(crate) pairs: u64,
+    pub(crate) spent: Spent,
+    /// For how much of that time the busiest line travelled.
+    pub(crate) busiest: Time,
+}
+
+impl Measured {
+    /// What a pair takes a CPU, in nanoseconds.
+    pub(crate) fn pair(&self, cpus: usize) -> f64 {
+        self.time as f64 * cpus as f64 / self.pairs as f64 / NANOSECOND as f64
+    }
+
+    /// Millions of pairs a second, all CPUs together.
+    pub(crate) fn throughput(&self) -> f64 {
+        self.pairs as f64 / self.time as f64 * 1e6
+    }
+
+    /// The part of the CPUs' time that goes by while they wait behind each other for lines of a class, and while these travel.
+    pub(crate) fn shares(&self, cpus: usize, class: Class) -> (f64, f64) {
+        let share =
+            |spent: [Time; Class::COUNT]| spent[class as usize] as f64 / (self.time as f64 * cpus as f64);
+        (share(self.spent.queued), share(self.spent.moved))
+    }
+
+    /// Lines of a class that travel for a pair.
+    pub(crate) fn lines(&self, class: Class) -> f64 {
+        self.spent.lines[class as usize] as f64 / self.pairs as f64
+    }
+}
+
+/// One run.
+struct Machine {
+    layout: Layout,
+    /// The time of each CPU, the worker's behind the others; no CPU is behind the event that is being worked on.
+    clocks: Vec<Time>,
+    /// When whose turn it is.
+    turns: BinaryHeap<Reverse<(Time, u64, usize)>>,
+    /// Turns given so far, so that those at the same time come in order.
+    given: u64,
+    current: usize,
+    lines: HashMap<usize, Line, BuildHasherDefault<LineHasher>>,
+    /// What is done before the part that counts, and in it.
+    extents: (Extent, Extent),
+    done: Extent,
+    began: Option<Time>,
+    measured: Option<Measured>,
+    spent: Spent,
+}
+
+impl Machine {
+    fn clock(&mut self) -> &mut Time {
+        &mut self.clocks[self.current]
+    }
+
+    /// Gives the current CPU a turn when its clock says; whether others come first.
+    fn queue_up(&mut self) -> bool {
+        let at = *self.clock();
+        if self.turns.peek().is_none_or(|Reverse((first, ..))| *first >= at) {
+            return false;
+        }
+        self.turn(at, self.current);
+        true
+    }
+
+    fn turn(&mut self, at: Time, cpu: usize) {
+        self.given += 1;
+        self.turns.push(Reverse((at, self.given, cpu)));
+    }
+
+    /// Whether the current CPU has the line that it needs.
+    fn has(&mut self, access: &Access) -> bool {
+        let (cpu, at) = (self.current, *self.clock());
+        self.lines.entry(access.address >> LINE_SHIFT).or_default().suits(cpu, access.kind, at)
+    }
+
+    /// Gets the current CPU the line that it needs.
+    fn fetch(&mut self, access: &Access, class: Class) {
+        let (cpu, at, layout) = (self.current, *self.clock(), self.layout);
+        let line = self.lines.entry(access.address >> LINE_SHIFT).or_default();
+        let (start, there) = line.request(&layout, cpu, access.kind, at);
+        self.spent.queued[class as usize] += start - at;
+        self.spent.moved[class as usize] += there - start;
+        self.spent.lines[class as usize] += 1;
+        self.done.lines += 1;
+        *self.clock() = there;
+    }
+}
+
+thread_local! {
+    static MACHINE: RefCell<Option<Machine>> = const { RefCell::new(None) };
+    /// The CPU that runs, for [`current`] in the midst of everything.
+    static CURRENT: Cell<usize> = const { Cell::new(0) };
+}
+
+fn with<T>(use_machine: impl FnOnce(&mut Machine) -> T) -> Option<T> {
+    MACHINE.with_borrow_mut(|machine| machine.as_mut().map(use_machine))
+}
+
+/// The number of the CPU that runs.
+pub(crate) fn current() -> usize {
+    CURRENT.get()
+}
+
+/// The time on the CPU that runs.
+pub(crate) fn now() -> Time {
+    with(|machine| *machine.clock()).unwrap_or_default()
+}
+
+/// Lets time pass on the CPU that runs.
+pub(crate) fn spend(time: Time) {
+    with(|machine| *machine.clock() += time);
+    settle();
+}
+
+/// Lets all other CPUs come as far as the one that runs.
+fn settle() {
+    if with(Machine::queue_up) == Some(true) {
+        give_way();
+    }
+}
+
+/// Lets others run until it is this CPU's turn again.
+#[expect(deprecated, reason = "no scope can be handed through the pool to where the switch is made")]
+fn give_way() {
+    generator::yield_with(());
+}
+
+/// Sleeps until somebody wakes this CPU.
+pub(crate) fn sleep() {
+    give_way();
+}
+
+/// Wakes the CPU `cpu`, which sleeps, in a while.
+pub(crate) fn wake(cpu: usize, after: Time) {
+    with(|machine| {
+        let at = machine.clocks[cpu].max(*machine.clock() + after);
+        machine.clocks[cpu] = at;
+        machine.turn(at, cpu);
+    });
+}
+
+/// Stands before every access of the pool.
+fn charge(access: Access) {
+    let class = Class::of(&access);
+    let near_at_hand = with(|machine| {
+        let own = machine.layout.own;
+        *machine.clock() += own;
+        // What others want at the same time is done in the order of time; the rest runs ahead until it needs a line.
+        class != Class::Depot && machine.has(&access)
+    });
+    if near_at_hand != Some(false) {
+        return;
+    }
+    settle();
+    if with(|machine| machine.has(&access)) == Some(false) {
+        with(|machine| machine.fetch(&access, class));
+        settle();
+    }
+}
+
+/// This CPU has done `pairs` more pairs of take and give; whether the run goes on.
+pub(crate) fn progress(pairs: u64) -> bool {
+    settle();
+    with(|machine| {
+        let at = *machine.clock();
+        machine.done.pairs += pairs;
+        let Some(began) = machine.began else {
+            if machine.done.reaches(machine.extents.0) {
+                (machine.began, machine.done, machine.spent) =
+                    (Some(at), Extent::default(), Spent::default());
+                machine.lines.values_mut().for_each(|line| line.busy = 0);
+            }
+            return;
+        };
+        if machine.measured.is_none() && machine.done.reaches(machine.extents.1) {
+            let busiest = machine.lines.values().map(|line| line.busy).max().unwrap_or_default();
+            // What has been asked for by now may be on its way still.
+            let busiest = busiest.min(at - began);
+            let (time, pairs, spent) = (at - began, machine.done.pairs, machine.spent);
+            machine.measured = Some(Measured { time, pairs, spent, busiest });
+        }
+    });
+    goes_on()
+}
+
+/// Whether the part of the run that counts is not over yet.
+pub(crate) fn goes_on() -> bool {
+    with(|machine| machine.measured.is_none()).unwrap_or_default()
+}
+
+/// Makes `call` as the CPU `cpu`, before time begins.
+pub(crate) fn prepare<T>(cpu: usize, call: impl FnOnce() -> T) -> T {
+    CURRENT.set(cpu);
+    call()
+}
+
+/// Runs `body` on every CPU, and `worker` on one more, which sleeps at first and is woken once in the end.
+pub(crate) fn run(
+    layout: Layout,
+    extents: (Extent, Extent),
+    body: impl Fn(usize) + Sync,
+    worker: impl Fn() + Sync,
+) -> Option<Measured> {
+    let machine = Machine {
+        layout,
+        clocks: vec![0; layout.cpus + 1],
+        turns: BinaryHeap::new(),
+        given: 0,
+        current: 0,
+        lines: HashMap::default(),
+        extents,
+        done: Extent::default(),
+        began: None,
+        measured: None,
+        spent: Spent::default(),
+    };
+    MACHINE.set(Some(machine));
+    let (body, worker) = (&body, &worker);
+    let mut stacks: Vec<_> =
+        (0..layout.cpus).map(|cpu| generator::Gn::<()>::new_opt(STACK_WORDS, move || body(cpu))).collect();
+    stacks.push(generator::Gn::new_opt(STACK_WORDS, worker));
+    framepool_injected::injection::observe(Some(charge));
+    (0..layout.cpus).for_each(|cpu| wake(cpu, 0));
+    let next = || with(|machine| machine.turns.pop().map(|Reverse((_, _, cpu))| cpu)).flatten();
+    // The worker goes to sleep first.
+    let mut turn = Some(layout.cpus);
+    let mut is_over = false;
+    while let Some(cpu) = turn {
+        with(|machine| machine.current = cpu);
+        CURRENT.set(cpu);
+        if let Some(stack) = stacks.get_mut(cpu) {
+            stack.resume();
+        }
+        turn = next();
+        if turn.is_none() && !mem::replace(&mut is_over, true) {
+            turn = Some(layout.cpus);
+        }
+    }
+    framepool_injected::injection::observe(None);
+    CURRENT.set(0);
+    MACHINE.take()?.measured
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYOUT: Layout = Layout { cpus: 4, nodes: 2, own: 1, near: 110, far: 250 };
+
+    fn line() -> Line {
+        let mut line = Line::default();
+        assert_eq!(line.request(&LAYOUT, 0, AccessKind::Store, 1000), (1000, 1110));
+        line
+    }
+
+    #[test]
+    fn a_line_is_with_one_writer_or_many_readers() {
+        let mut line = line();
+        assert!(line.suits(0, AccessKind::ReadModifyWrite, 1110) && !line.suits(1, AccessKind::Load, 1110));
+        assert_eq!(line.request(&LAYOUT, 1, AccessKind::Load, 2000), (2000, 2110));
+        let may_write = |line: &Line, at| [0, 1].map(|cpu| line.suits(cpu, AccessKind::Store, at));
+        assert_eq!((may_write(&line, 2054), may_write(&line, 2055)), ([true, false], [false, false]));
+        assert!([0, 1].iter().all(|&cpu| line.suits(cpu, AccessKind::Load, 9999)));
+        assert_eq!(line.request(&LAYOUT, 0, AccessKind::ReadModifyWrite, 3000), (3000, 3110));
+        assert!(line.suits(1, AccessKind::Load, 3054) && !line.suits(1, AccessKind::Load, 3055));
+        assert!(line.suits(0, AccessKind::Store, 9999));
+    }
+
+    #[test]
+    fn requests_are_served_one_after_the_other_and_from_afar_slower() {
+        let mut line = line();
+        assert_eq!(line.request(&LAYOUT, 1, AccessKind::Store, 1050), (1110, 1220));
+        assert_eq!(line.request(&LAYOUT, 2, AccessKind::Load, 1060), (1220, 1470), "from the other node");
+        assert_eq!(
+            line.request(&LAYOUT, 3, AccessKind::Load, 1070),
+            (1470, 1580),
+            "there is a copy on this node"
+        );
+        assert_eq!(
+            line.request(&LAYOUT, 3, AccessKind::Store, 2000),
+            (2000, 2250),
+            "a copy on the other has to go"
+        );
+    }
+
+    #[test]
+    fn neighbours_are_on_one_node() {
+        let nodes = |cpus, nodes| {
+            (0..cpus).map(|cpu| Layout { cpus, nodes, ..LAYOUT }.node_of(cpu)).collect::<Vec<_>>()
+        };
+        assert_eq!((nodes(4, 2), nodes(2, 8), nodes(3, 1)), (vec![0, 0, 1, 1], vec![0, 1], vec![0; 3]));
+    }
+}
