@@ -188,12 +188,6 @@ pub(crate) struct Extent {
     pub(crate) lines: u64,
 }
 
-impl Extent {
-    fn reaches(self, other: Self) -> bool {
-        self.pairs >= other.pairs || self.lines >= other.lines
-    }
-}
-
 /// What a run came to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measured {
@@ -244,6 +238,8 @@ struct Machine {
     /// What is done before the part that counts, and in it.
     extents: (Extent, Extent),
     done: Extent,
+    /// How often each CPU has said how far it is.
+    said: Vec<u64>,
     began: Option<Time>,
     measured: Option<Measured>,
     spent: Spent,
@@ -273,6 +269,13 @@ impl Machine {
     fn has(&mut self, access: &Access) -> bool {
         let (cpu, at) = (self.current, *self.clock());
         self.lines.entry(access.address >> LINE_SHIFT).or_default().suits(cpu, access.kind, at)
+    }
+
+    /// Whether so much is done, also by the CPU that is furthest behind; or so many lines have travelled.
+    fn reaches(&self, extent: Extent) -> bool {
+        let said = |&said: &u64| said > 1;
+        let is_done = self.done.pairs >= extent.pairs && self.said.iter().all(said);
+        is_done || self.done.lines >= extent.lines
     }
 
     /// Gets the current CPU the line that it needs.
@@ -366,15 +369,16 @@ pub(crate) fn progress(pairs: u64) -> bool {
     with(|machine| {
         let at = *machine.clock();
         machine.done.pairs += pairs;
+        machine.said[machine.current] += 1;
         let Some(began) = machine.began else {
-            if machine.done.reaches(machine.extents.0) {
+            if machine.reaches(machine.extents.0) {
                 (machine.began, machine.done, machine.spent) =
                     (Some(at), Extent::default(), Spent::default());
                 machine.lines.values_mut().for_each(|line| line.busy = 0);
             }
             return;
         };
-        if machine.measured.is_none() && machine.done.reaches(machine.extents.1) {
+        if machine.measured.is_none() && machine.reaches(machine.extents.1) {
             let busiest = machine.lines.values().map(|line| line.busy).max().unwrap_or_default();
             // What has been asked for by now may be on its way still.
             let busiest = busiest.min(at - began);
@@ -412,6 +416,7 @@ pub(crate) fn run(
         lines: HashMap::default(),
         extents,
         done: Extent::default(),
+        said: vec![0; layout.cpus],
         began: None,
         measured: None,
         spent: Spent::default(),
