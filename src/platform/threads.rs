@@ -5,7 +5,7 @@ use crate::{
     pool::FramePool,
     raw::{
         doorbell::Doorbell,
-        pinned::{Pinned, PinnedContext},
+        pinned::Pinned,
         threads::{NoNumber, STOCKS_LIMIT, ThreadNumbers},
     },
     source::FrameSource,
@@ -57,7 +57,10 @@ impl Platform for ThreadPlatform {
 
     /// The thread's number, or that of the CPU behind those of all threads.
     fn current_cpu(&self) -> usize {
-        self.ownership.context().slot().unwrap_or_else(|| self.threads as usize + self.linux.current_cpu())
+        match self.ownership.context().number() {
+            ThreadNumbers::NONE => self.threads as usize + self.linux.current_cpu(),
+            number => number as usize,
+        }
     }
 
     fn ring(&self) {

@@ -33,6 +33,15 @@ impl Cache {
         platform.ownership().pop(&self.slots, || platform.current_cpu())
     }
 
+    /// As [`pop`](Self::pop) after that has missed, by a longer way if there is one.
+    pub(crate) fn pop_again(
+        &self,
+        platform: &impl Platform,
+        miss: SlotMiss,
+    ) -> Result<FrameNumber, SlotMiss> {
+        platform.ownership().pop_again(&self.slots, || platform.current_cpu(), miss)
+    }
+
     /// Puts a frame into this CPU's slot, unless it is wanted elsewhere.
     #[inline(always)]
     pub(crate) fn push(
@@ -42,6 +51,17 @@ impl Cache {
         wanted: &Wanted,
     ) -> Result<(), SlotMiss> {
         platform.ownership().push(&self.slots, || platform.current_cpu(), frame, wanted)
+    }
+
+    /// As [`push`](Self::push) after that has missed, by a longer way if there is one.
+    pub(crate) fn push_again(
+        &self,
+        platform: &impl Platform,
+        frame: FrameNumber,
+        wanted: &Wanted,
+        miss: SlotMiss,
+    ) -> Result<(), SlotMiss> {
+        platform.ownership().push_again(&self.slots, || platform.current_cpu(), frame, wanted, miss)
     }
 
     /// Takes as many frames from this CPU's slot as are there, into the front of `frames`.

@@ -24,7 +24,6 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     #[inline(always)]
     pub(super) fn put(&self, kind: Kind, frame: FrameNumber) {
         if let Err(miss) = self.cache_of(kind).push(&self.platform, frame, &self.wanted) {
-            self.depot.count_freed(1);
             self.give_below(kind, frame, miss);
         }
     }
@@ -33,6 +32,9 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     #[cold]
     #[inline(never)]
     fn give_below(&self, kind: Kind, frame: FrameNumber, miss: SlotMiss) {
+        let again = self.cache_of(kind).push_again(&self.platform, frame, &self.wanted, miss);
+        let Err(miss) = again else { return };
+        self.depot.count_freed(1);
         self.count_collision(miss);
         let Err((kind, frame)) = self.divert(kind, frame) else { return };
         let magazines = self.cache.magazines();

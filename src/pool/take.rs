@@ -54,9 +54,10 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         miss: SlotMiss,
         frame: &mut FrameNumber,
     ) -> Result<(), AllocError> {
-        *frame = match request.kind() {
-            Kind::Dirty => self.take_below(request, miss)?.0,
-            Kind::Clean => self.take_zeroed_below(request, miss)?,
+        *frame = match (self.cache_of(request.kind()).pop_again(&self.platform, miss), request.kind()) {
+            (Ok(frame), _) => frame,
+            (Err(miss), Kind::Dirty) => self.take_below(request, miss)?.0,
+            (Err(miss), Kind::Clean) => self.take_zeroed_below(request, miss)?,
         };
         Ok(())
     }
@@ -74,7 +75,8 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         }
         let ring = self.depot.level().missed_clean();
         self.ring(ring);
-        let (frame, kind) = match self.cache.pop(&self.platform) {
+        let popped = self.cache.pop(&self.platform);
+        let (frame, kind) = match popped.or_else(|miss| self.cache.pop_again(&self.platform, miss)) {
             Ok(frame) => (frame, Kind::Dirty),
             Err(miss) => self.take_below(request, miss)?,
         };

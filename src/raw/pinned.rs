@@ -11,7 +11,7 @@
 //! | a slot's `word` | whoever claims; it stays TAKEN while the owner holds the slot | all |
 //! | a slot's `held`: a state, or LENT with a count | the owner's contexts, inside | the same; statistics |
 //! | a slot's `entered`: 0 or 1 | the owner's contexts | the same |
-//! | a slot's `gate`: OPEN or SHUT | any CPU, to SHUT, which asks; the owner, to OPEN, which answers | the owner, inside |
+//! | a slot's `gate`: OPEN, SHUT or LENDING | any CPU, to SHUT, which asks; the owner, to LENDING or OPEN, which answers | the owner, inside |
 //!
 //! | `word` | `held` | who may use the two magazines |
 //! |---|---|---|
@@ -20,7 +20,8 @@
 //! | a state | LENT | nobody; the next to claim it |
 //!
 //! `held` never is a state while `word` is one: the owner takes `word` before it writes `held`, and writes LENT before it puts the
-//! state back.
+//! state back. What the owner finds inside with an OPEN gate is a state: it opens the gate in the same operation in which it takes
+//! `word`, and lends only together with LENDING. So one look at the gate says that nobody asks and that the slot is held.
 //!
 //! # Why an interrupt finds the slot consistent
 //! The owner's contexts nest: one that interrupts another ends before that one goes on. Each reads `entered`, and goes to the depot
@@ -41,7 +42,8 @@
 //! Another CPU cannot take a plain word away from its owner, so it asks: it shuts the gate and goes on without (an operation in
 //! progress, as far as it knows). The owner's next operation on the slot, of whatever kind, sees that, puts the state back into `word`
 //! (Release), and claims the slot for its next operations, [`LENT_FOR`] of them unless it is asked again; then it holds it again.
-//! A request that crosses with the answer is answered: the state was in reach after it. An owner that never calls again keeps
+//! A request that crosses with the answer is answered: the state was in reach after it. The gate is opened before `held` is a state
+//! again, and asked for by who has seen one, so no request is lost there either. An owner that never calls again keeps
 //! what it holds, so one that stops drains its slot itself (`drain_cpu` on the owner's own slot needs no request); closing and
 //! dropping a pool need none either, because they have it alone.
 //!
@@ -52,11 +54,18 @@
 
 use super::{
     claim::Claim,
-    magazine::FrameNumber,
+    magazine::{Entry, FrameNumber},
     slot::{Loading, Slot, SlotMiss, SlotOwnership, SlotState, Slots, sealed},
     wanted::Wanted,
 };
-use crate::sync::{atomic::Ordering, hand_over, nesting};
+use crate::sync::{
+    atomic::{Ordering, fence},
+    nesting,
+};
+
+mod entered;
+
+use entered::Entered;
 
 /// For how many operations a slot stays in everybody's reach after a request.
 const LENT_FOR: u32 = 256;
@@ -119,11 +128,6 @@ pub struct Pinned<C> {
 
 impl<C: PinnedContext> sealed::Sealed for Pinned<C> {}
 
-/// A slot that this context has entered: alone with what it holds until it leaves.
-struct Entered<'s> {
-    slot: &'s Slot,
-}
-
 /// Why a slot cannot be worked on as a held one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
@@ -131,85 +135,8 @@ enum Refusal {
     Nested,
     /// It is in everybody's reach: the one with this number, to be claimed.
     Shared(usize),
-}
-
-impl<'s> Entered<'s> {
-    #[inline(always)]
-    fn new(slot: &'s Slot) -> Option<Self> {
-        // Ordering: Relaxed; only contexts that nest write it, which is program order.
-        if nesting::step(|| slot.entered.load(Ordering::Relaxed)) != 0 {
-            return None;
-        }
-        // Ordering: Relaxed; as above. The fence keeps the compiler from moving what follows before it.
-        nesting::step(|| slot.entered.store(1, Ordering::Relaxed));
-        nesting::fence();
-        Some(Self { slot })
-    }
-
-    /// The state, unless the slot is lent or somebody asks for it.
-    #[inline(always)]
-    fn held(&self) -> Option<SlotState> {
-        // Ordering: Relaxed; a request carries nothing, and is repeated.
-        if nesting::step(|| self.slot.gate.load(Ordering::Relaxed)) == Slot::SHUT {
-            return None;
-        }
-        // Ordering: Relaxed; as `entered`.
-        Slot::state_in(nesting::step(|| self.slot.held.load(Ordering::Relaxed)))
-    }
-
-    /// Writes what the slot holds from now on.
-    #[inline(always)]
-    fn hold(&self, held: u64) {
-        // Ordering: Relaxed; only contexts that nest read through it.
-        nesting::step(|| self.slot.held.store(held, Ordering::Relaxed));
-    }
-
-    #[inline(always)]
-    fn leave(self) {
-        nesting::fence();
-        // Ordering: Relaxed; as in `new`. The fence keeps the compiler from moving what came before behind it.
-        nesting::step(|| self.slot.entered.store(0, Ordering::Relaxed));
-    }
-
-    #[inline(always)]
-    fn leave_holding(self, state: SlotState) {
-        self.hold(state.word());
-        self.leave();
-    }
-
-    /// Puts what the slot holds back into everybody's reach, for `operations` of the owner's.
-    fn lend(&self, operations: u32) {
-        // Ordering: Relaxed; as in `held`.
-        let held = nesting::step(|| self.slot.held.load(Ordering::Relaxed));
-        self.hold(Slot::lent_for(operations));
-        if let Some(state) = Slot::state_in(held) {
-            // Ordering: Release publishes the entries of both magazines to the next claim. A plain store is enough: whoever
-            // exchanges the word meanwhile puts TAKEN in the place of TAKEN.
-            hand_over(&self.slot.word, state.word());
-        }
-        // Ordering: Relaxed; answers the request. One that crosses with it was answered above.
-        self.slot.gate.store(Slot::OPEN, Ordering::Relaxed);
-    }
-
-    /// What to do with a slot that is lent, or asked for: it is held from here on if it has been lent long enough.
-    #[cold]
-    #[inline(never)]
-    fn settle(&self, lent_for: u32) -> Option<SlotState> {
-        // Ordering: Relaxed; as in `held`.
-        if self.slot.gate.load(Ordering::Relaxed) == Slot::SHUT {
-            self.lend(lent_for);
-            return None;
-        }
-        // Ordering: Relaxed; as `entered`. The low half of what is no state counts.
-        let left = nesting::step(|| self.slot.held.load(Ordering::Relaxed)) as u32;
-        if left > 0 {
-            self.hold(Slot::lent_for(left - 1));
-            return None;
-        }
-        // Ordering: Acquire pairs with the Release of whoever had the slot before, as every claim does.
-        let word = self.slot.word.swap(SlotState::TAKEN, Ordering::Acquire);
-        (word != SlotState::TAKEN).then_some(SlotState::from_word(word))
-    }
+    /// The context has none of its own; that of its CPU is to be claimed.
+    NoOwn,
 }
 
 impl<C: PinnedContext> Pinned<C> {
@@ -229,25 +156,47 @@ impl<C: PinnedContext> Pinned<C> {
         &self.context
     }
 
-    /// Enters the caller's own slot, if it has one and holds it.
+    /// Takes a frame from the loaded magazine of the caller's own slot, if it has one and holds it, nobody asks for it, and there is one.
     #[inline(always)]
-    fn enter<'s>(
-        &self,
-        slots: &'s Slots,
-        cpu: impl Fn() -> usize,
-    ) -> Result<(Entered<'s>, SlotState), Refusal> {
-        let Some(own) = self.context.slot() else { return Err(Refusal::Shared(cpu())) };
-        let Some(slot) = slots.slots.get(own) else { return Err(Refusal::Shared(cpu())) };
+    fn pop_loaded(&self, slots: &Slots) -> Option<FrameNumber> {
+        let entered = Entered::new(slots.slots.get(self.context.slot()?)?)?;
+        if entered.is_held_for_good()
+            && let Some((after, entry)) = entered.state().pop_loaded(slots.magazines.shape())
+        {
+            return Some(pop_entry(slots, entered, after, entry));
+        }
+        entered.leave();
+        None
+    }
+
+    /// Puts a frame into the loaded magazine of the caller's own slot, if it has one and holds it, nobody asks for it, and there is room.
+    #[inline(always)]
+    fn push_loaded(&self, slots: &Slots, frame: FrameNumber, wanted: &Wanted) -> bool {
+        let Some(own) = self.context.slot() else { return false };
+        let Some(slot) = slots.slots.get(own) else { return false };
+        let Some(entered) = Entered::new(slot) else { return false };
+        if entered.is_held_for_good()
+            && !wanted.is_any()
+            && let Some((after, entry)) = entered.state().push_loaded(slots.magazines.shape())
+        {
+            push_entry(slots, entered, after, entry, frame);
+            return true;
+        }
+        entered.leave();
+        false
+    }
+
+    /// Enters the caller's own slot, if it has one and holds it, after it has answered who asks.
+    fn enter<'s>(&self, slots: &'s Slots) -> Result<(Entered<'s>, SlotState), Refusal> {
+        let Some(own) = self.context.slot() else { return Err(Refusal::NoOwn) };
+        let Some(slot) = slots.slots.get(own) else { return Err(Refusal::NoOwn) };
         let Some(entered) = Entered::new(slot) else { return Err(Refusal::Nested) };
-        match entered.held() {
+        match entered.held().or_else(|| entered.settle(self.lent_for)) {
             Some(state) => Ok((entered, state)),
-            None => match entered.settle(self.lent_for) {
-                Some(state) => Ok((entered, state)),
-                None => {
-                    entered.leave();
-                    Err(Refusal::Shared(own))
-                }
-            },
+            None => {
+                entered.leave();
+                Err(Refusal::Shared(own))
+            }
         }
     }
 
@@ -260,7 +209,7 @@ impl<C: PinnedContext> Pinned<C> {
         exchange: impl FnOnce(SlotState, Loading) -> Result<(SlotState, Loading), Loading>,
         claim: impl FnOnce(usize, Loading) -> Result<Loading, Loading>,
     ) -> Result<Loading, Loading> {
-        match self.enter(slots, cpu) {
+        match self.enter(slots) {
             Ok((entered, state)) => match exchange(state, arriving) {
                 Ok((after, leaving)) => {
                     entered.leave_holding(after);
@@ -273,6 +222,7 @@ impl<C: PinnedContext> Pinned<C> {
             },
             Err(Refusal::Nested) => Err(arriving),
             Err(Refusal::Shared(slot)) => claim(slot, arriving),
+            Err(Refusal::NoOwn) => claim(cpu(), arriving),
         }
     }
 
@@ -285,22 +235,32 @@ impl<C: PinnedContext> Pinned<C> {
                 entered.leave();
             }
         } else if slot.held_state().is_some() {
+            // Ordering: Acquire pairs with the Release in `settle`: the request comes after the gate was opened by the owner who keeps
+            // what was seen.
+            fence(Ordering::Acquire);
             // Ordering: Relaxed; a request carries nothing.
             slot.gate.store(Slot::SHUT, Ordering::Relaxed);
         }
     }
 }
 
-/// Takes a frame from a slot in everybody's reach; apart, so that the way of an owner is short.
-#[inline(never)]
-fn pop_shared(slots: &Slots, slot: usize) -> Result<FrameNumber, SlotMiss> {
-    Claim.pop(slots, || slot)
+/// Takes the frame in `entry` out of a slot that its owner holds and leaves with `after`.
+#[inline(always)]
+fn pop_entry(slots: &Slots, entered: Entered<'_>, after: SlotState, entry: Entry) -> FrameNumber {
+    // SAFETY: the slot is held and entered, so both magazines are ours alone (INV-2), and the entry was filled.
+    let frame = nesting::step(|| unsafe { slots.magazines.read(entry) });
+    entered.slot.popped.add(1);
+    entered.leave_holding(after);
+    frame
 }
 
-/// Puts a frame into a slot in everybody's reach.
-#[inline(never)]
-fn push_shared(slots: &Slots, slot: usize, frame: FrameNumber, wanted: &Wanted) -> Result<(), SlotMiss> {
-    Claim.push(slots, || slot, frame, wanted)
+/// Puts a frame into `entry` of a slot that its owner holds and leaves with `after`.
+#[inline(always)]
+fn push_entry(slots: &Slots, entered: Entered<'_>, after: SlotState, entry: Entry, frame: FrameNumber) {
+    // SAFETY: the slot is held and entered, so both magazines are ours alone (INV-2), and the position is below the size.
+    nesting::step(|| unsafe { slots.magazines.write(entry, frame) });
+    entered.slot.pushed.add(1);
+    entered.leave_holding(after);
 }
 
 fn outcome<T>(
@@ -315,56 +275,76 @@ fn outcome<T>(
 
 impl<C: PinnedContext> SlotOwnership for Pinned<C> {
     #[inline(always)]
-    fn pop(&self, slots: &Slots, cpu: impl Fn() -> usize) -> Result<FrameNumber, SlotMiss> {
-        let (entered, state) = match self.enter(slots, cpu) {
-            Ok(entered) => entered,
-            Err(Refusal::Nested) => return Err(SlotMiss::Busy),
-            Err(Refusal::Shared(slot)) => return pop_shared(slots, slot),
-        };
-        let Some((after, entry)) = state.pop(slots.magazines.shape()) else {
-            entered.leave_holding(state);
-            return Err(SlotMiss::Unsuited);
-        };
-        // SAFETY: the slot is held and entered, so both magazines are ours alone (INV-2), and the entry was filled.
-        let frame = nesting::step(|| unsafe { slots.magazines.read(entry) });
-        entered.slot.popped.add(1);
-        entered.leave_holding(after);
-        Ok(frame)
+    fn pop(&self, slots: &Slots, _: impl Fn() -> usize) -> Result<FrameNumber, SlotMiss> {
+        self.pop_loaded(slots).ok_or(SlotMiss::Untried)
     }
 
     #[inline(always)]
     fn push(
         &self,
         slots: &Slots,
-        cpu: impl Fn() -> usize,
+        _: impl Fn() -> usize,
         frame: FrameNumber,
         wanted: &Wanted,
     ) -> Result<(), SlotMiss> {
-        let (entered, state) = match self.enter(slots, cpu) {
-            Ok(entered) => entered,
-            Err(Refusal::Nested) => return Err(SlotMiss::Busy),
-            Err(Refusal::Shared(slot)) => return push_shared(slots, slot, frame, wanted),
-        };
-        if wanted.is_any() {
-            entered.leave_holding(state);
-            return Err(SlotMiss::Wanted);
+        if self.push_loaded(slots, frame, wanted) { Ok(()) } else { Err(SlotMiss::Untried) }
+    }
+
+    fn pop_again(
+        &self,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        _: SlotMiss,
+    ) -> Result<FrameNumber, SlotMiss> {
+        match self.enter(slots) {
+            Ok((entered, state)) => match state.pop(slots.magazines.shape()) {
+                Some((after, entry)) => Ok(pop_entry(slots, entered, after, entry)),
+                None => {
+                    entered.leave_holding(state);
+                    Err(SlotMiss::Unsuited)
+                }
+            },
+            Err(Refusal::Nested) => Err(SlotMiss::Busy),
+            Err(Refusal::Shared(slot)) => Claim.pop(slots, || slot),
+            Err(Refusal::NoOwn) => Claim.pop(slots, cpu),
         }
-        let Some((after, entry)) = state.push(slots.magazines.shape()) else {
-            entered.leave_holding(state);
-            return Err(SlotMiss::Unsuited);
-        };
-        // SAFETY: the slot is held and entered, so both magazines are ours alone (INV-2), and the position is below the size.
-        nesting::step(|| unsafe { slots.magazines.write(entry, frame) });
-        entered.slot.pushed.add(1);
-        entered.leave_holding(after);
-        Ok(())
+    }
+
+    fn push_again(
+        &self,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        frame: FrameNumber,
+        wanted: &Wanted,
+        _: SlotMiss,
+    ) -> Result<(), SlotMiss> {
+        match self.enter(slots) {
+            Ok((entered, state)) if wanted.is_any() => {
+                entered.leave_holding(state);
+                Err(SlotMiss::Wanted)
+            }
+            Ok((entered, state)) => match state.push(slots.magazines.shape()) {
+                Some((after, entry)) => {
+                    push_entry(slots, entered, after, entry, frame);
+                    Ok(())
+                }
+                None => {
+                    entered.leave_holding(state);
+                    Err(SlotMiss::Unsuited)
+                }
+            },
+            Err(Refusal::Nested) => Err(SlotMiss::Busy),
+            Err(Refusal::Shared(slot)) => Claim.push(slots, || slot, frame, wanted),
+            Err(Refusal::NoOwn) => Claim.push(slots, cpu, frame, wanted),
+        }
     }
 
     fn pop_many(&self, slots: &Slots, cpu: impl Fn() -> usize, frames: &mut [FrameNumber]) -> usize {
-        let (entered, mut state) = match self.enter(slots, cpu) {
+        let (entered, mut state) = match self.enter(slots) {
             Ok(entered) => entered,
             Err(Refusal::Nested) => return 0,
             Err(Refusal::Shared(slot)) => return Claim.pop_many(slots, || slot, frames),
+            Err(Refusal::NoOwn) => return Claim.pop_many(slots, cpu, frames),
         };
         let mut taken = 0;
         for frame in frames {
@@ -386,10 +366,11 @@ impl<C: PinnedContext> SlotOwnership for Pinned<C> {
         frames: &[FrameNumber],
         wanted: &Wanted,
     ) -> usize {
-        let (entered, mut state) = match self.enter(slots, cpu) {
+        let (entered, mut state) = match self.enter(slots) {
             Ok(entered) => entered,
             Err(Refusal::Nested) => return 0,
             Err(Refusal::Shared(slot)) => return Claim.push_many(slots, || slot, frames, wanted),
+            Err(Refusal::NoOwn) => return Claim.push_many(slots, cpu, frames, wanted),
         };
         let mut put = 0;
         let frames = if wanted.is_any() { &[] } else { frames };

@@ -94,16 +94,26 @@ impl SlotState {
     /// Takes one frame: the state after it and the entry that held it.
     #[inline(always)]
     pub(crate) fn pop(self, shape: Shape) -> Option<(Self, Entry)> {
-        let state = self.with_loaded(shape, |length| length > 0)?;
-        let after = Self(state.0 - 1);
-        Some((after, after.free_entry()))
+        self.pop_loaded(shape).or_else(|| self.exchanged().pop_loaded(shape))
+    }
+
+    /// As [`pop`](Self::pop), from the loaded magazine only.
+    #[inline(always)]
+    pub(crate) fn pop_loaded(self, shape: Shape) -> Option<(Self, Entry)> {
+        let after = Self(self.0.wrapping_sub(1));
+        (self.loaded_length(shape) > 0).then_some((after, after.free_entry()))
     }
 
     /// Adds one frame: the state after it and the entry to write it to.
     #[inline(always)]
     pub(crate) fn push(self, shape: Shape) -> Option<(Self, Entry)> {
-        let state = self.with_loaded(shape, |length| length < shape.size())?;
-        Some((Self(state.0 + 1), state.free_entry()))
+        self.push_loaded(shape).or_else(|| self.exchanged().push_loaded(shape))
+    }
+
+    /// As [`push`](Self::push), into the loaded magazine only.
+    #[inline(always)]
+    pub(crate) fn push_loaded(self, shape: Shape) -> Option<(Self, Entry)> {
+        (self.loaded_length(shape) < shape.size()).then_some((Self(self.0 + 1), self.free_entry()))
     }
 
     /// Puts `arriving` in the place of the first magazine whose length is `wanted`; that one comes out.
@@ -179,8 +189,10 @@ pub(crate) struct Slot {
 impl Slot {
     /// The gate that lets no length pass.
     pub(crate) const SHUT: u64 = 0;
-    /// A gate that is not shut, where nobody compares lengths with it.
+    /// The gate of a slot that its owner holds and nobody asks for.
     pub(crate) const OPEN: u64 = u64::MAX;
+    /// The gate of a slot that its owner has put into everybody's reach.
+    pub(crate) const LENDING: u64 = 1;
     /// In the high half of `held`, where the index and the length of a magazine never are: the slot is in everybody's reach.
     const LENT: u64 = u64::MAX << HALF_BITS;
 
@@ -283,6 +295,8 @@ impl Slots {
                 // Ordering: Relaxed, like the next; the exclusive borrow is what orders both.
                 slot.word.store(state.word(), Ordering::Relaxed);
                 slot.held.store(Slot::lent_for(0), Ordering::Relaxed);
+                // Ordering: Relaxed; as above.
+                slot.gate.store(Slot::LENDING, Ordering::Relaxed);
             }
         }
     }
@@ -298,6 +312,8 @@ pub enum SlotMiss {
     Busy,
     /// The frame is wanted elsewhere (push).
     Wanted,
+    /// The short way did not lead there; the long one may.
+    Untried,
 }
 
 /// How code gets exclusive use of a CPU's slot: the one strategy that the tiers do not see.
@@ -320,6 +336,30 @@ pub trait SlotOwnership: sealed::Sealed + Sync {
         frame: FrameNumber,
         wanted: &Wanted,
     ) -> Result<(), SlotMiss>;
+
+    /// Takes one frame after `pop` has missed, by a longer way if there is one.
+    #[doc(hidden)]
+    fn pop_again(
+        &self,
+        _slots: &Slots,
+        _cpu: impl Fn() -> usize,
+        miss: SlotMiss,
+    ) -> Result<FrameNumber, SlotMiss> {
+        Err(miss)
+    }
+
+    /// Puts one frame after `push` has missed, by a longer way if there is one.
+    #[doc(hidden)]
+    fn push_again(
+        &self,
+        _slots: &Slots,
+        _cpu: impl Fn() -> usize,
+        _frame: FrameNumber,
+        _wanted: &Wanted,
+        miss: SlotMiss,
+    ) -> Result<(), SlotMiss> {
+        Err(miss)
+    }
 
     /// Takes frames into `frames` from the front on; how many.
     #[doc(hidden)]

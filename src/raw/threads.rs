@@ -60,6 +60,9 @@ pub(crate) enum NoNumber {
 }
 
 impl ThreadNumbers {
+    /// No thread has this number.
+    pub(crate) const NONE: u32 = u32::MAX;
+
     /// The numbers below `threads`; nothing if the heap has no room.
     pub(crate) fn new(threads: u32) -> Option<Self> {
         let layout = Measure::new().array::<AtomicU32>(threads as usize).finish()?;
@@ -70,10 +73,23 @@ impl ThreadNumbers {
         Some(Self { key, numbers: Numbers::new(threads, links), _memory: memory })
     }
 
+    /// This thread's number, or [`NONE`](Self::NONE), which is that of no cache.
+    #[inline(always)]
+    pub(crate) fn number(&self) -> u32 {
+        PLACES.with(|places| {
+            let [first, ..] = places;
+            // Ordering: Relaxed, like the next; written by this thread only, the key last.
+            if first.key.load(Ordering::Relaxed) == self.key {
+                return first.number.load(Ordering::Relaxed);
+            }
+            number_elsewhere(places, self.key)
+        })
+    }
+
     /// Gives this thread a number. Thread context.
     pub(crate) fn take(&self) -> Result<u32, NoNumber> {
         PLACES.with(|places| {
-            if number_under(places, self.key).is_some() {
+            if self.number() != Self::NONE {
                 return Err(NoNumber::HasOne);
             }
             let place = place_of(places, VACANT).ok_or(NoNumber::TableFull)?;
@@ -107,7 +123,13 @@ fn place_of(places: &[Place; STOCKS_LIMIT], key: u64) -> Option<&Place> {
     places.iter().find(|place| place.key.load(Ordering::Relaxed) == key)
 }
 
-#[inline(always)]
+/// The number of a thread that has some of several stocks; apart, so that the way of most is short.
+#[cold]
+#[inline(never)]
+fn number_elsewhere(places: &[Place; STOCKS_LIMIT], key: u64) -> u32 {
+    number_under(places, key).unwrap_or(ThreadNumbers::NONE)
+}
+
 fn number_under(places: &[Place; STOCKS_LIMIT], key: u64) -> Option<u32> {
     // Ordering: Relaxed; written by this thread only, the key last.
     place_of(places, key).map(|place| place.number.load(Ordering::Relaxed))
@@ -118,7 +140,7 @@ fn number_under(places: &[Place; STOCKS_LIMIT], key: u64) -> Option<u32> {
 unsafe impl PinnedContext for ThreadNumbers {
     #[inline(always)]
     fn slot(&self) -> Option<usize> {
-        PLACES.with(|places| number_under(places, self.key)).map(|number| number as usize)
+        Some(self.number() as usize)
     }
 }
 
