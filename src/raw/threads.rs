@@ -148,22 +148,24 @@ unsafe impl PinnedContext for ThreadNumbers {
 mod tests {
     use super::*;
 
+    const NONE: u32 = ThreadNumbers::NONE;
+
     #[test]
     fn a_thread_has_one_number_of_each_of_a_few_stocks() {
         let stocks: std::vec::Vec<_> = (0..=STOCKS_LIMIT).map(|_| ThreadNumbers::new(1).unwrap()).collect();
         let first = &stocks[0];
-        assert_eq!(first.slot(), None);
+        assert_eq!(first.number(), NONE);
         assert_eq!((first.take(), first.take()), (Ok(0), Err(NoNumber::HasOne)));
-        assert_eq!((first.slot(), stocks[1].slot()), (Some(0), None));
+        assert_eq!((first.number(), stocks[1].number()), (0, NONE));
         std::thread::scope(|scope| {
-            let other = scope.spawn(|| (first.slot(), first.take()));
-            assert_eq!(other.join().unwrap(), (None, Err(NoNumber::AllInUse)));
+            let other = scope.spawn(|| (first.number(), first.take()));
+            assert_eq!(other.join().unwrap(), (NONE, Err(NoNumber::AllInUse)));
         });
         let (last, others) = stocks.split_last().unwrap();
         assert!(others.iter().skip(1).all(|stock| stock.take() == Ok(0)));
         assert_eq!(last.take(), Err(NoNumber::TableFull));
         first.give_back();
-        assert_eq!((first.slot(), last.take(), last.slot()), (None, Ok(0), Some(0)));
+        assert_eq!((first.number(), last.take(), last.number()), (NONE, Ok(0), 0));
         std::thread::scope(|scope| {
             assert_eq!(scope.spawn(|| first.take()).join().unwrap(), Ok(0), "it came back");
         });

@@ -7,11 +7,13 @@
 
 use super::{
     Domain, TableFrames,
-    format::{Entry, FLUSHED, Format, IDLE},
+    bits::ADDRESS,
+    format::{FLUSHED, Format, IDLE},
     table::{Run, Table},
     walk::index,
-    width::{PAGE, Span, size},
+    width::{PAGE, Span, shift, size},
 };
+use crate::PhysAddr;
 
 impl<F: Format, A: TableFrames> Domain<F, A> {
     /// The entries of the last level for `span`, if it is a part of one leaf table, and the way there is as it should be. The caller
@@ -24,17 +26,18 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
             return None;
         }
         let frames = &self.tables().frames;
-        // Bits of an entry that must be, and those that must not be.
-        let confirmed = if self.config().hardware.coherent { 0 } else { FLUSHED };
+        // The bits that the entry of a table has when nothing is to be done about it, and all that are looked at for that.
+        let confirmed = F::PRESENT | if self.config().hardware.coherent { 0 } else { FLUSHED };
+        let looked_at = confirmed | F::PAGE_SIZE | IDLE;
         let mut table = Table::at::<F, A>(frames, self.root());
-        for level in (2..=self.levels().count()).rev() {
-            let entry = table.load(index::<F>(span.start, level));
-            match F::decode(entry, level) {
-                Entry::Table(below) if entry & (confirmed | IDLE) == confirmed => {
-                    table = Table::at::<F, A>(frames, below);
-                }
-                Entry::Table(_) | Entry::Leaf { .. } | Entry::Empty => return None,
+        let mut shift = shift(self.levels().count(), F::INDEX_BITS);
+        while shift > PAGE.trailing_zeros() {
+            let entry = table.load((span.start >> shift) as usize & const { (1 << F::INDEX_BITS) - 1 });
+            if entry & looked_at != confirmed {
+                return None;
             }
+            table = Table::at::<F, A>(frames, PhysAddr::new(entry & ADDRESS));
+            shift -= F::INDEX_BITS;
         }
         Some(table.run(index::<F>(span.start, 1), (span.length() / PAGE) as usize))
     }

@@ -173,26 +173,21 @@ impl<'t> Run<'t> {
     /// The first entry in which one of `bits` is set, counted from the start of the run.
     #[inline(always)]
     pub(crate) fn first_with(self, bits: u64) -> Option<usize> {
-        self.first_where::<32>(|run| run.values().fold(0, |all, entry| all | entry) & bits != 0)
+        // What any of them has, without a branch for each: mostly there is nothing to be found.
+        match self.values().fold(0, |any, entry| any | entry) & bits {
+            0 => None,
+            _ => self.values().position(|entry| entry & bits != 0),
+        }
     }
 
     /// The first entry in which none of `bits` is set, counted from the start of the run.
     #[inline(always)]
     pub(crate) fn first_without(self, bits: u64) -> Option<usize> {
-        self.first_where::<8>(|run| run.values().fold(false, |any, entry| any | (entry & bits == 0)))
-    }
-
-    /// The first entry for which `has` holds when it is asked for a run of that entry alone, counted from the start. It is asked for
-    /// runs of `STRIDE` first, and answers for all of their entries, so that there need not be a branch for each.
-    #[inline(always)]
-    fn first_where<const STRIDE: usize>(self, has: impl Fn(Self) -> bool) -> Option<usize> {
-        let mut strides = self.0.chunks_exact(STRIDE);
-        let rest = strides.remainder();
-        let (first, few) = match strides.position(|stride| has(Run(stride))) {
-            Some(number) => (number * STRIDE, self.0.get(number * STRIDE..).unwrap_or_default()),
-            None => (self.0.len() - rest.len(), rest),
-        };
-        few.chunks(1).position(|one| has(Run(one))).map(|position| first + position)
+        // What all of them have: those of one mapping have the same rights.
+        match self.values().fold(u64::MAX, |all, entry| all & entry) & bits {
+            0 => self.values().position(|entry| entry & bits == 0),
+            _ => None,
+        }
     }
 
     /// Empties all entries.

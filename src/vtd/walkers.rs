@@ -52,6 +52,8 @@ pub(crate) struct Walkers {
     slots: [CachePadded<Slot>; SLOTS],
     /// How many of the slots are used.
     used: usize,
+    /// Which of them are looked at first: as many as the largest power of two of those that are used.
+    first_mask: usize,
 }
 
 /// One walk at a time.
@@ -76,11 +78,13 @@ pub(crate) struct Walk<'w> {
 impl Walkers {
     /// Nobody walks; up to `slots` walks get a slot.
     pub(crate) fn new(slots: usize) -> Self {
+        let used = slots.min(SLOTS);
         Self {
             clock: CachePadded::new(AtomicU64::new(1)),
             crowd: CachePadded::new(AtomicU64::new(0)),
             slots: array::from_fn(|_| CachePadded::new(Slot::new())),
-            used: slots.min(SLOTS),
+            used,
+            first_mask: used.checked_ilog2().map_or(0, |bits| (1 << bits) - 1),
         }
     }
 
@@ -95,7 +99,7 @@ impl Walkers {
         // Ordering: Acquire pairs with the Release of `stamp`: what was unlinked before a stamp is not found by a walk that has
         // read it.
         let now = self.clock.load(Ordering::Acquire);
-        let first = first_slot(self.used);
+        let first = first_slot() & self.first_mask;
         match self.slots.get(first) {
             Some(slot) if first < self.used && occupy(&slot.began, now) => {
                 slot.narrow(reach);
@@ -173,14 +177,12 @@ impl Slot {
     }
 }
 
-/// Where a context looks for a free slot first.
+/// Where a context looks for a free slot first, before the mask.
 #[inline(always)]
-fn first_slot(slots: usize) -> usize {
+fn first_slot() -> usize {
     /// 2⁶⁴ divided by the golden ratio (Knuth, The Art of Computer Programming, volume 3, section 6.4): spreads neighbours.
     const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
-    let spread = (context() as u64).wrapping_mul(SPREAD) >> 32;
-    // A fraction of the slots, without a division.
-    ((spread * slots as u64) >> 32) as usize
+    ((context() as u64).wrapping_mul(SPREAD) >> (u64::BITS - SLOTS.trailing_zeros())) as usize
 }
 
 impl Drop for Walk<'_> {
