@@ -2,7 +2,9 @@
 
 #![allow(dead_code, unreachable_pub, reason = "shared source: each benchmark uses a part")]
 
+pub mod bare_sequence;
 pub mod implementations;
+pub mod table_floors;
 pub mod tables;
 pub mod workloads;
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{criterion, tables::*};
+use common::{criterion, table_floors::*, tables::*};
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, measurement::WallTime};
 use std::{
     hint::black_box,
@@ -26,9 +26,9 @@ fn run(criterion: &mut Criterion) {
     macro_rules! each {
         ($workload:ident: $($tables:ty),*) => {$( $workload::<$tables>(&mut group); )*};
     }
-    each!(map_unmap_4k: FloorStores, Framepool, X86<Pages>, Multiarch, Aarch64);
-    each!(map_256x4k: FloorMemset, FloorStores, Framepool, X86<Pages>, Multiarch, Aarch64);
-    each!(unmap_256x4k: FloorMemset, FloorStores, Framepool, X86<Pages>, Multiarch, Aarch64);
+    each!(map_unmap_4k: FloorStores, FloorGuardedWalk, Framepool, X86<Pages>, Multiarch, Aarch64);
+    each!(map_256x4k: FloorMemset, FloorStores, FloorGuardedWalk, Framepool, X86<Pages>, Multiarch, Aarch64);
+    each!(unmap_256x4k: FloorMemset, FloorStores, FloorGuardedWalk, Framepool, X86<Pages>, Multiarch, Aarch64);
     each!(map_256x2m: FloorMemset, FloorStores, Framepool, X86<Pages>, Multiarch, Aarch64);
     each!(translate: Framepool, X86<Pages>, Multiarch, Aarch64);
     group.sample_size(20);

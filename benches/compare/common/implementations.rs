@@ -166,9 +166,12 @@ framepool!(
     "framepool-pinned",
     ThreadPlatform,
     PinnedThread<'p, AnonymousMemory>,
-    ThreadPlatform::new(32).ok().map(|platform| build(platform, 32 + cpus())),
+    ThreadPlatform::new(THREADS).ok().map(|platform| build(platform, THREADS as usize + cpus())),
     enter_pinned
 );
+
+/// The most threads at a time, each of which has a cache of its own.
+const THREADS: u32 = 16;
 
 fn enter_pinned(pool: &FramePool<AnonymousMemory, ThreadPlatform>) -> PinnedThread<'_, AnonymousMemory> {
     pool.pin_thread().expect("a cache")

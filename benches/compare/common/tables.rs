@@ -1,4 +1,4 @@
-//! The page tables that are compared: framepool's, the same bytes and the same entries without any table around them, and rivals.
+//! The page tables that are compared: framepool's, and rivals. What no table can beat is in `table_floors.rs`.
 //!
 //! A rival gets its tables from a vector of zeroed pages, which costs it less than any pool would, and keeps those that it has: only
 //! framepool takes tables away that an unmap has emptied, and is timed with it.
@@ -15,14 +15,7 @@ use page_table_entry::x86_64::X64PTE;
 use page_table_multiarch::{
     MappingFlags, PageSize as MultiarchSize, PageTable64, PagingHandler, PagingMetaData,
 };
-use std::{
-    hint::black_box,
-    ptr::NonNull,
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{ptr::NonNull, sync::Mutex};
 use x86_64::{
     VirtAddr,
     structures::paging::{
@@ -31,10 +24,10 @@ use x86_64::{
     },
 };
 
-const PAGE: u64 = 4096;
-const LARGE: u64 = 2 << 20;
+pub const PAGE: u64 = 4096;
+pub const LARGE: u64 = 2 << 20;
 /// Where targets begin: what is mapped is never touched, so it need not be there.
-const TARGET: u64 = 0x40_0000_0000;
+pub const TARGET: u64 = 0x40_0000_0000;
 
 /// A page of zeros that lives as long as the process.
 fn zeroed_page() -> NonNull<u8> {
@@ -117,94 +110,6 @@ impl Tables for Framepool {
     }
     fn settle(&mut self) {
         while self.pool.maintain().more {}
-    }
-}
-
-/// The entries without tables: as atomic stores in a row.
-pub struct FloorStores(Vec<AtomicU64>);
-
-/// Room for the entries of 1 GiB.
-const ENTRIES: usize = 1 << 18;
-
-impl FloorStores {
-    #[inline(always)]
-    fn write(&self, iova: u64, pages: u64, size: u64, value: impl Fn(u64) -> u64) {
-        let first = (iova / size) as usize % ENTRIES;
-        let entries = &self.0[first..first + pages as usize];
-        for (entry, page) in entries.iter().zip(0..) {
-            // Ordering: Release, as whoever builds tables under a device must.
-            entry.store(value(page), Ordering::Release);
-        }
-    }
-}
-
-impl Tables for FloorStores {
-    const NAME: &'static str = "floor-stores";
-
-    fn new(_: bool) -> Self {
-        Self((0..ENTRIES).map(|_| AtomicU64::new(0)).collect())
-    }
-    #[inline]
-    fn map(&mut self, iova: u64, pages: u64) {
-        self.write(iova, pages, PAGE, |page| (TARGET + iova + page * PAGE) | 3);
-    }
-    #[inline]
-    fn unmap(&mut self, iova: u64, pages: u64) {
-        self.write(iova, pages, PAGE, |_| 0);
-    }
-    #[inline]
-    fn map_large(&mut self, iova: u64, pages: u64) {
-        self.write(iova, pages, LARGE, |page| (TARGET + iova + page * LARGE) | 0x83);
-    }
-    #[inline]
-    fn unmap_large(&mut self, iova: u64, pages: u64) {
-        self.write(iova, pages, LARGE, |_| 0);
-    }
-    #[inline]
-    fn translate(&mut self, iova: u64) -> u64 {
-        // Ordering: Relaxed; behind it nothing is read.
-        self.0[(iova / PAGE) as usize % ENTRIES].load(Ordering::Relaxed)
-    }
-}
-
-/// The bytes of the entries.
-pub struct FloorMemset(Vec<u64>);
-
-impl FloorMemset {
-    #[inline(always)]
-    fn fill(&mut self, iova: u64, pages: u64, size: u64, value: u64) {
-        let first = (iova / size) as usize % ENTRIES;
-        let entries = &mut self.0[first..first + pages as usize];
-        entries.fill(black_box(value));
-        black_box(entries);
-    }
-}
-
-impl Tables for FloorMemset {
-    const NAME: &'static str = "floor-memset";
-
-    fn new(_: bool) -> Self {
-        Self(vec![0; ENTRIES])
-    }
-    #[inline]
-    fn map(&mut self, iova: u64, pages: u64) {
-        self.fill(iova, pages, PAGE, u64::MAX);
-    }
-    #[inline]
-    fn unmap(&mut self, iova: u64, pages: u64) {
-        self.fill(iova, pages, PAGE, 0);
-    }
-    #[inline]
-    fn map_large(&mut self, iova: u64, pages: u64) {
-        self.fill(iova, pages, LARGE, u64::MAX);
-    }
-    #[inline]
-    fn unmap_large(&mut self, iova: u64, pages: u64) {
-        self.fill(iova, pages, LARGE, 0);
-    }
-    #[inline]
-    fn translate(&mut self, iova: u64) -> u64 {
-        self.0[(iova / PAGE) as usize % ENTRIES]
     }
 }
 

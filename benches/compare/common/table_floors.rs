@@ -1,0 +1,166 @@
+//! What no page table can beat: the same bytes, the same entries, and the least that a table does which others walk at the same time.
+
+use super::tables::{LARGE, PAGE, TARGET, Tables};
+use std::{
+    hint::black_box,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// The entries without tables: as atomic stores in a row.
+pub struct FloorStores(Vec<AtomicU64>);
+
+/// Room for the entries of 1 GiB.
+const ENTRIES: usize = 1 << 18;
+
+impl FloorStores {
+    #[inline(always)]
+    fn write(&self, iova: u64, pages: u64, size: u64, value: impl Fn(u64) -> u64) {
+        let first = (iova / size) as usize % ENTRIES;
+        let entries = &self.0[first..first + pages as usize];
+        for (entry, page) in entries.iter().zip(0..) {
+            // Ordering: Release, as whoever builds tables under a device must.
+            entry.store(value(page), Ordering::Release);
+        }
+    }
+}
+
+impl Tables for FloorStores {
+    const NAME: &'static str = "floor-stores";
+
+    fn new(_: bool) -> Self {
+        Self((0..ENTRIES).map(|_| AtomicU64::new(0)).collect())
+    }
+    #[inline]
+    fn map(&mut self, iova: u64, pages: u64) {
+        self.write(iova, pages, PAGE, |page| (TARGET + iova + page * PAGE) | 3);
+    }
+    #[inline]
+    fn unmap(&mut self, iova: u64, pages: u64) {
+        self.write(iova, pages, PAGE, |_| 0);
+    }
+    #[inline]
+    fn map_large(&mut self, iova: u64, pages: u64) {
+        self.write(iova, pages, LARGE, |page| (TARGET + iova + page * LARGE) | 0x83);
+    }
+    #[inline]
+    fn unmap_large(&mut self, iova: u64, pages: u64) {
+        self.write(iova, pages, LARGE, |_| 0);
+    }
+    #[inline]
+    fn translate(&mut self, iova: u64) -> u64 {
+        // Ordering: Relaxed; behind it nothing is read.
+        self.0[(iova / PAGE) as usize % ENTRIES].load(Ordering::Relaxed)
+    }
+}
+
+/// The bytes of the entries.
+pub struct FloorMemset(Vec<u64>);
+
+impl FloorMemset {
+    #[inline(always)]
+    fn fill(&mut self, iova: u64, pages: u64, size: u64, value: u64) {
+        let first = (iova / size) as usize % ENTRIES;
+        let entries = &mut self.0[first..first + pages as usize];
+        entries.fill(black_box(value));
+        black_box(entries);
+    }
+}
+
+impl Tables for FloorMemset {
+    const NAME: &'static str = "floor-memset";
+
+    fn new(_: bool) -> Self {
+        Self(vec![0; ENTRIES])
+    }
+    #[inline]
+    fn map(&mut self, iova: u64, pages: u64) {
+        self.fill(iova, pages, PAGE, u64::MAX);
+    }
+    #[inline]
+    fn unmap(&mut self, iova: u64, pages: u64) {
+        self.fill(iova, pages, PAGE, 0);
+    }
+    #[inline]
+    fn map_large(&mut self, iova: u64, pages: u64) {
+        self.fill(iova, pages, LARGE, u64::MAX);
+    }
+    #[inline]
+    fn unmap_large(&mut self, iova: u64, pages: u64) {
+        self.fill(iova, pages, LARGE, 0);
+    }
+    #[inline]
+    fn translate(&mut self, iova: u64) -> u64 {
+        self.0[(iova / PAGE) as usize % ENTRIES]
+    }
+}
+
+/// Entries of a table.
+const TABLE: usize = 512;
+const PRESENT: u64 = 3;
+
+/// Four levels of tables that may be taken away from under a walk, as far as a range in one leaf table needs them: a walk says that it is
+/// there by one exchange, reads an entry of each level, looks at the leaves, writes them, and says that it is gone.
+pub struct FloorGuardedWalk {
+    walking: AtomicU64,
+    tables: Vec<[AtomicU64; TABLE]>,
+}
+
+impl FloorGuardedWalk {
+    #[inline(always)]
+    fn change(&self, iova: u64, pages: u64, was_present: bool, value: impl Fn(u64) -> u64) {
+        // Ordering: SeqCst; a full barrier before the tables are read.
+        let entered = self.walking.compare_exchange(0, 1, Ordering::SeqCst, Ordering::Relaxed);
+        assert!(entered.is_ok(), "one walk at a time");
+        let index = |level: u64| (iova >> (3 + 9 * level)) as usize % TABLE;
+        let mut table = &self.tables[0];
+        for level in [4, 3, 2] {
+            // Ordering: Acquire, so that the table behind the entry is seen.
+            let entry = table[index(level)].load(Ordering::Acquire);
+            assert!(entry & PRESENT != 0);
+            table = &self.tables[(entry >> 12) as usize];
+        }
+        let leaves = &table[index(1)..][..pages as usize];
+        // Ordering: Relaxed; nothing is read behind them.
+        let found = leaves.iter().map(|leaf| leaf.load(Ordering::Relaxed));
+        let is_as_expected = match was_present {
+            true => found.fold(u64::MAX, |all, leaf| all & leaf) & PRESENT != 0,
+            false => found.fold(0, |any, leaf| any | leaf) & PRESENT == 0,
+        };
+        assert!(is_as_expected);
+        for (leaf, page) in leaves.iter().zip(0..) {
+            // Ordering: Release, towards hardware.
+            leaf.store(value(page), Ordering::Release);
+        }
+        // Ordering: Release; what was done in the tables is over.
+        self.walking.store(0, Ordering::Release);
+    }
+}
+
+impl Tables for FloorGuardedWalk {
+    const NAME: &'static str = "floor-guarded-walk";
+
+    fn new(_: bool) -> Self {
+        let table = |below: u64| std::array::from_fn(|_| AtomicU64::new(below));
+        let tables = [1, 2, 3].map(|below: u64| table(below << 12 | PRESENT)).into_iter().chain([table(0)]);
+        Self { walking: AtomicU64::new(0), tables: tables.collect() }
+    }
+    #[inline]
+    fn map(&mut self, iova: u64, pages: u64) {
+        self.change(iova, pages, false, |page| (TARGET + iova + page * PAGE) | PRESENT);
+    }
+    #[inline]
+    fn unmap(&mut self, iova: u64, pages: u64) {
+        self.change(iova, pages, true, |_| 0);
+    }
+    fn map_large(&mut self, _: u64, _: u64) {
+        unimplemented!("small leaves only");
+    }
+    fn unmap_large(&mut self, _: u64, _: u64) {
+        unimplemented!("small leaves only");
+    }
+    #[inline]
+    fn translate(&mut self, iova: u64) -> u64 {
+        // Ordering: Relaxed; behind it nothing is read.
+        self.tables[3][(iova >> 12) as usize % TABLE].load(Ordering::Relaxed)
+    }
+}
