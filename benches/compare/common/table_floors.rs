@@ -98,8 +98,7 @@ impl Tables for FloorMemset {
 const TABLE: usize = 512;
 const PRESENT: u64 = 3;
 
-/// Four levels of tables that may be taken away from under a walk, as far as a range in one leaf table needs them: a walk says that it is
-/// there by one exchange, reads an entry of each level, looks at the leaves, writes them, and says that it is gone.
+/// Four levels of tables that may be taken away from under a walk, for ranges in one leaf table: a walk says that it is there by one exchange, reads an entry of each level, looks at the leaves, writes them, and says that it is gone.
 pub struct FloorGuardedWalk {
     walking: AtomicU64,
     tables: Vec<[AtomicU64; TABLE]>,
@@ -140,9 +139,12 @@ impl Tables for FloorGuardedWalk {
     const NAME: &'static str = "floor-guarded-walk";
 
     fn new(_: bool) -> Self {
-        let table = |below: u64| std::array::from_fn(|_| AtomicU64::new(below));
-        let tables = [1, 2, 3].map(|below: u64| table(below << 12 | PRESENT)).into_iter().chain([table(0)]);
-        Self { walking: AtomicU64::new(0), tables: tables.collect() }
+        // Each of the upper two leads to the next alone, and the third to as many leaf tables as it has entries.
+        let word = |number: u64| AtomicU64::new(number << 12 | PRESENT);
+        let upper = [1, 2].map(|next| std::array::from_fn(|_| word(next)));
+        let third = std::array::from_fn(|entry| word(3 + entry as u64));
+        let leaves = (0..TABLE).map(|_| std::array::from_fn(|_| AtomicU64::new(0)));
+        Self { walking: AtomicU64::new(0), tables: upper.into_iter().chain([third]).chain(leaves).collect() }
     }
     #[inline]
     fn map(&mut self, iova: u64, pages: u64) {
@@ -161,6 +163,6 @@ impl Tables for FloorGuardedWalk {
     #[inline]
     fn translate(&mut self, iova: u64) -> u64 {
         // Ordering: Relaxed; behind it nothing is read.
-        self.tables[3][(iova >> 12) as usize % TABLE].load(Ordering::Relaxed)
+        self.tables[3 + (iova >> 21) as usize % TABLE][(iova >> 12) as usize % TABLE].load(Ordering::Relaxed)
     }
 }
