@@ -111,9 +111,9 @@ pub struct Builder {
 /// The number of CPUs assumed when neither the host nor the platform says.
 const CPUS_DEFAULT: usize = 16;
 pub(super) const CPUS_LIMIT: usize = 4096;
-/// Measured: the two magazines of a slot hold what a thread takes and gives 1,024 frames at a time, so two of them hardly meet at the
-/// depot; twice as much is no faster.
-const MAGAZINE_SIZE_DEFAULT: u32 = 511;
+/// The two magazines of a slot hold more than a thousand frames: threads that take and give as many at a time do not meet at the depot
+/// (`docs/scale.md`).
+const MAGAZINE_SIZE_DEFAULT: u32 = 1023;
 /// Magazines in the slots of one CPU: two for each kind of frames.
 pub(crate) const SLOT_MAGAZINES: usize = 4;
 /// Passes come at least once a second.
@@ -145,7 +145,7 @@ impl Builder {
         Self { watermarks, ..self }
     }
 
-    /// How many frames a magazine takes, 1 to 4,095; one less than a power of two wastes no memory. Default: 511, less for a
+    /// How many frames a magazine takes, 1 to 4,095; one less than a power of two wastes no memory. Default: 1,023, less for a
     /// small pool, so that the caches of all CPUs together cannot hold more than half of it.
     pub const fn magazine_size(self, frames: u32) -> Self {
         Self { magazine_size: Some(frames), ..self }
