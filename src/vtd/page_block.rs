@@ -13,6 +13,8 @@ use super::{
 
 const PAGE_SHIFT: u32 = PAGE.trailing_zeros();
 /// 2 to this power of pages are all addresses.
+/// The pages that a leaf table translates are 2 to this.
+const LEAF_TABLE_MASK: u8 = 9;
 const MASK_MOST: u8 = (u64::BITS - PAGE_SHIFT) as u8;
 
 /// A naturally aligned block of 2 to the power of `mask` pages.
@@ -42,6 +44,16 @@ impl PageBlock {
     /// The block of 2 to the power of `mask` pages in which `address` lies.
     const fn around(address: Iova, mask: u8) -> Self {
         Self { start: Iova::new(address.as_u64() & !Self::last_offset(mask)), mask }
+    }
+
+    /// The least block with all addresses from `first` to `last` and no fewer than a leaf table translates: tables are what a walk is asked
+    /// about, and most walks are in one of them, which costs no search for the highest bit.
+    #[inline(always)]
+    pub(crate) const fn reaching(first: u64, last: u64) -> Self {
+        if first ^ last <= Self::last_offset(LEAF_TABLE_MASK) {
+            return Self::around(Iova::new(first), LEAF_TABLE_MASK);
+        }
+        Self::covering(IovaRange { start: Iova::new(first), length: (last - first).wrapping_add(1) })
     }
 
     /// The smallest block that contains all of `range`, which is not empty and does not wrap around. It can be much larger: two

@@ -52,9 +52,9 @@ impl<A: TableFrames> Tables<A> {
     }
 
     /// Begins a walk over `span`: while it lives, every table that the caller finds there stays a table.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn enter(&self, span: Span) -> Walk<'_> {
-        self.walkers.enter(PageBlock::covering(span.into()))
+        self.walkers.enter(PageBlock::reaching(span.start, span.end - 1))
     }
 
     /// Who walks.
