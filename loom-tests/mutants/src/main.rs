@@ -15,11 +15,15 @@ use std::{
     env,
     error::Error,
     fs,
+    io::{BufRead, BufReader, Read},
     num::NonZero,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -27,6 +31,9 @@ use wait_timeout::ChildExt;
 
 /// How long a check may take.
 const PATIENCE: Duration = Duration::from_secs(240);
+
+/// How often a check is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs the mutants whose names contain one of the given words, or all.
 #[derive(Parser)]
@@ -182,7 +189,7 @@ impl Workshop {
             if let Some(errors) = command_built(&command)? {
                 return Ok(Fate::DoesNotBuild(errors));
             }
-            if passes(command)? {
+            if passes(command, check)? {
                 fate = Fate::Survived;
             }
         }
@@ -204,6 +211,7 @@ impl Workshop {
             Check::Loom(name) => {
                 let flags = env::var("RUSTFLAGS").unwrap_or_default();
                 let mut command = cargo(&[&test[..], &["loom-tests", "--test", name]].concat(), "loom");
+                command.env("RUST_TEST_NOCAPTURE", "1");
                 command.env("RUSTFLAGS", format!("{flags} --cfg loom"));
                 vec![command]
             }
@@ -247,16 +255,45 @@ impl Workshop {
     }
 }
 
-/// Whether `command` ends in time and with success. Whatever it has started ends with it.
-fn passes(mut command: Command) -> Result<bool, Box<dyn Error>> {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()?;
+/// Whether `command` ends in time and with success. Whatever it has started ends with it, and at once when a line says that a test
+/// has failed: the others of a program may take long, or never end, under a mutant.
+fn passes(mut command: Command, check: &Check) -> Result<bool, Box<dyn Error>> {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()?;
     let group = Pid::from_raw(child.id() as i32);
-    let status = child.wait_timeout(PATIENCE)?;
-    if status.is_none() {
-        killpg(group, Signal::SIGKILL)?;
-        child.wait()?;
+    let failed = Arc::new(AtomicBool::new(false));
+    if let Some(stdout) = child.stdout.take() {
+        watch(stdout, |line| line.ends_with("... FAILED"), &failed);
     }
-    Ok(status.is_some_and(|status| status.success()))
+    if let Some(stderr) = child.stderr.take() {
+        // No model catches a panic; a test of another kind may.
+        let is_model = matches!(check, Check::Loom(_));
+        watch(stderr, move |line| is_model && line.contains("panicked at"), &failed);
+    }
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE && !failed.load(Relaxed) {
+        if let Some(status) = child.wait_timeout(LOOK)? {
+            return Ok(status.success());
+        }
+    }
+    killpg(group, Signal::SIGKILL)?;
+    child.wait()?;
+    Ok(false)
+}
+
+/// Reads `output` until it ends, and says so when one of its lines is one of a failure.
+fn watch(
+    output: impl Read + Send + 'static,
+    is_failure: impl Fn(&str) -> bool + Send + 'static,
+    failed: &Arc<AtomicBool>,
+) {
+    let failed = Arc::clone(failed);
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if is_failure(&line) {
+                failed.store(true, Relaxed);
+            }
+        }
+    });
 }
 
 /// Builds what `command` would run, as each of them does with `--no-run`; the compiler's words if that fails.
