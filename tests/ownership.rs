@@ -58,6 +58,11 @@ fn assert_complete(pool: &Pool, frames: u32) {
     pool.free_bulk(&mut all);
 }
 
+#[test]
+fn every_cpu_that_this_process_may_use_can_have_a_cache_of_its_own() {
+    assert!(cpus().last().is_some_and(|&last| last < LinuxPlatform::possible_cpus()));
+}
+
 /// A variable of the C library, if it has one of that name.
 fn libc_variable<T: Copy>(name: &std::ffi::CStr) -> Option<T> {
     // SAFETY: the caller says what type the variable has; the C library's variables stay where they are.

@@ -76,6 +76,8 @@ enum Check {
     Interrupts(String),
     /// The models of shuttle-tests whose names contain this.
     Schedules(String),
+    /// A soak of so many seconds.
+    Soak(u32),
     /// The threads of sanitizer-tests under this sanitizer, by a report of its.
     Sanitizer(String),
 }
@@ -89,7 +91,7 @@ enum Fate {
 }
 
 /// What is copied; everything else (examples, recordings) is left out.
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 16] = [
     ".ci/sanitizers",
     "Cargo.toml",
     "Cargo.lock",
@@ -103,6 +105,7 @@ const SOURCES: [&str; 15] = [
     "shuttle-tests",
     "guest",
     "examples/replay",
+    "examples/soak",
     "examples/traces/DMAR.bin",
     "examples/traces/DMAR-net.bin",
 ];
@@ -242,6 +245,11 @@ impl Workshop {
             Check::Schedules(name) => {
                 let models = ["test", "--quiet", "-p", "shuttle-tests", "--test", "schedules", name];
                 vec![cargo(&models, "program")]
+            }
+            Check::Soak(seconds) => {
+                let seconds = seconds.to_string();
+                let soak = ["run", "--quiet", "--release", "--example", "soak", "--", "--seconds", &seconds];
+                vec![cargo(&soak, "program")]
             }
             Check::Sanitizer(name) => {
                 let mut command = Command::new(self.tree().join(".ci/sanitizers"));
