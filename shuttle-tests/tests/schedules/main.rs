@@ -15,6 +15,7 @@ extern crate shuttle as loom;
 #[allow(dead_code, reason = "the models need more of it")]
 #[path = "../../../loom-tests/src/harness.rs"]
 mod harness;
+mod place;
 mod pool;
 mod quota;
 mod tables;

@@ -80,17 +80,4 @@ fn libc_symbols() -> (Option<&'static isize>, Option<&'static u32>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_area_is_used_only_if_it_is_registered_as_far_as_it_is_used() {
-        let area = |offset, size| usable(offset, size).map(Area::offset);
-        assert_eq!(area(Some(&2336), Some(&20)), Some(2336));
-        assert_eq!(area(Some(&-64), Some(&28)), Some(-64));
-        assert_eq!(area(Some(&2336), Some(&0)), None, "switched off, refused or hidden");
-        assert_eq!(area(Some(&2336), Some(&15)), None);
-        assert_eq!(area(Some(&0), Some(&20)), None);
-        assert_eq!(area(None, None), None, "another C library");
-    }
-}
+mod tests;
