@@ -100,7 +100,7 @@ fn tail(results: &Results) -> Row {
 }
 
 /// What an implementation cannot beat whatever it does, and how far framepool is from it.
-const FLOORS: [(&str, &str, &str); 10] = [
+const FLOORS: [(&str, &str, &str); 12] = [
     ("hot_pair", "floor-rseq", "floor-vec"),
     ("hot_pair", "framepool-rseq", "floor-rseq"),
     ("batch_1024_random", "floor-rseq", "floor-vec"),
@@ -111,6 +111,8 @@ const FLOORS: [(&str, &str, &str); 10] = [
     ("unmap_256x4k", "floor-guarded-walk", "floor-stores"),
     ("unmap_256x4k", "framepool", "floor-guarded-walk"),
     ("map_unmap_4k", "framepool", "floor-guarded-walk"),
+    ("mix_strict", "floor-guarded-walk", "x86_64"),
+    ("mix_strict", "framepool", "floor-guarded-walk"),
 ];
 
 /// The floors against each other, and framepool against the nearest.
