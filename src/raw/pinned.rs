@@ -42,8 +42,8 @@
 //! Another CPU cannot take a plain word away from its owner, so it asks: it shuts the gate and goes on without (an operation in
 //! progress, as far as it knows). The owner's next operation on the slot, of whatever kind, sees that, puts the state back into `word`
 //! (Release), and claims the slot for its next operations, [`LENT_FOR`] of them unless it is asked again; then it holds it again.
-//! A request that crosses with the answer is answered: the state was in reach after it. The gate is opened before `held` is a state
-//! again, and asked for by who has seen one, so no request is lost there either. An owner that never calls again keeps
+//! A request that crosses with the answer is answered: the state was in reach after it. One that crosses with the owner's taking the
+//! slot up again may be lost, and is repeated with the next miss. An owner that never calls again keeps
 //! what it holds, so one that stops drains its slot itself (`drain_cpu` on the owner's own slot needs no request); closing and
 //! dropping a pool need none either, because they have it alone.
 //!
@@ -58,10 +58,7 @@ use super::{
     slot::{Loading, Slot, SlotMiss, SlotOwnership, SlotState, Slots, sealed},
     wanted::Wanted,
 };
-use crate::sync::{
-    atomic::{Ordering, fence},
-    nesting,
-};
+use crate::sync::{atomic::Ordering, nesting};
 
 mod entered;
 
@@ -235,9 +232,6 @@ impl<C: PinnedContext> Pinned<C> {
                 entered.leave();
             }
         } else if slot.held_state().is_some() {
-            // Ordering: Acquire pairs with the Release in `settle`: the request comes after the gate was opened by the owner who keeps
-            // what was seen.
-            fence(Ordering::Acquire);
             // Ordering: Relaxed; a request carries nothing.
             slot.gate.store(Slot::SHUT, Ordering::Relaxed);
         }

@@ -3,10 +3,7 @@
 
 use crate::{
     raw::slot::{Slot, SlotState},
-    sync::{
-        atomic::{Ordering, fence},
-        hand_over, nesting,
-    },
+    sync::{atomic::Ordering, hand_over, nesting},
 };
 
 /// A slot that this context has entered: alone with what it holds until it leaves.
@@ -98,10 +95,8 @@ impl<'s> Entered<'s> {
         if word == SlotState::TAKEN {
             return None;
         }
-        // Ordering: Relaxed; the fence puts it before the state that the caller leaves in `held`, for those who ask when they see it.
+        // Ordering: Relaxed; whoever asks at this moment asks again with the next miss.
         self.slot.gate.store(Slot::OPEN, Ordering::Relaxed);
-        // Ordering: Release; its partner is the Acquire in `ask_for`.
-        fence(Ordering::Release);
         Some(SlotState::from_word(word))
     }
 }
