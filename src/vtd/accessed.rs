@@ -198,7 +198,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
             return Err(AccessedDirtyError::BitmapTooShort { words });
         }
         let tables = self.tables();
-        let _walk = tables.enter(span);
+        let _walk = tables.enter::<F>(span);
         let mut invalidation = Invalidation::none(tables);
         let mut taking = Taking::<F, A> {
             bit,

@@ -245,7 +245,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     #[inline(always)]
     pub fn unmap(&self, iova: Iova, length: u64) -> Result<Invalidation<'_, A>, UnmapError> {
         let span = self.config.span(iova, length)?;
-        let _walk = self.tables.enter(span);
+        let _walk = self.tables.enter::<F>(span);
         match self.leaf_run(span) {
             Some(run) => {
                 unmap::mapped::<F>(run, span)?;

@@ -211,7 +211,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     pub unsafe fn join(&self, iova: Iova, length: u64) -> Result<Invalidation<'_, A>, RangeError> {
         let span = self.config().span(iova, length)?;
         let tables = self.tables();
-        let _walk = tables.enter(span);
+        let _walk = tables.enter::<F>(span);
         let mut invalidation = Invalidation::none(tables);
         for level in (2..=3).filter(|&level| self.config().page_sizes.allow(level)) {
             let mut joining = Joining::<F, A> {

@@ -75,7 +75,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         take: impl FnOnce(Missing) -> Result<Advance, AdvanceError>,
     ) -> Result<F::Mapped<'_, A>, MapError> {
         let tables = self.tables();
-        let _walk = tables.enter(span);
+        let _walk = tables.enter::<F>(span);
         let largest = match self.leaf_run(span) {
             Some(run) => {
                 empty::<F>(run, span)?;

@@ -143,7 +143,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
             let target = PhysAddr::new(page.target.as_u64() + within);
             Err(Translation { target, permissions: page.permissions, page_size })
         };
-        let _walk = self.tables().enter(span);
+        let _walk = self.tables().enter::<F>(span);
         let mut stale = None;
         loop {
             let mut leaves = Leaves::<F, _, _>::new(found);
@@ -209,7 +209,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         begin: impl Fn(Mapping, u64) -> T,
         grow: impl Fn(T, Mapping, u64) -> Option<T>,
     ) -> Option<T> {
-        let _walk = self.tables().enter(rest);
+        let _walk = self.tables().enter::<F>(rest);
         let mut stale = None;
         loop {
             let mut gathered = None;

@@ -13,8 +13,6 @@ use super::{
 
 const PAGE_SHIFT: u32 = PAGE.trailing_zeros();
 /// 2 to this power of pages are all addresses.
-/// The pages that a leaf table translates are 2 to this.
-const LEAF_TABLE_MASK: u8 = 9;
 const MASK_MOST: u8 = (u64::BITS - PAGE_SHIFT) as u8;
 
 /// A naturally aligned block of 2 to the power of `mask` pages.
@@ -46,12 +44,12 @@ impl PageBlock {
         Self { start: Iova::new(address.as_u64() & !Self::last_offset(mask)), mask }
     }
 
-    /// The least block with all addresses from `first` to `last` and no fewer than a leaf table translates: tables are what a walk is asked
-    /// about, and most walks are in one of them, which costs no search for the highest bit.
+    /// The least block with all addresses from `first` to `last` and no fewer than the 2^`mask` pages that a leaf table translates: tables are
+    /// what a walk is asked about, and most walks are in one of them, which costs no search for the highest bit.
     #[inline(always)]
-    pub(crate) const fn reaching(first: u64, last: u64) -> Self {
-        if first ^ last <= Self::last_offset(LEAF_TABLE_MASK) {
-            return Self::around(Iova::new(first), LEAF_TABLE_MASK);
+    pub(crate) const fn reaching(first: u64, last: u64, mask: u8) -> Self {
+        if first ^ last <= Self::last_offset(mask) {
+            return Self::around(Iova::new(first), mask);
         }
         Self::covering(IovaRange { start: Iova::new(first), length: (last - first).wrapping_add(1) })
     }

@@ -57,7 +57,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         let span = self.config().span(iova, length)?;
         let config = self.config().with_small_pages();
         let wish = map::Wish::new::<F>(Piece { distance: 0 }, Permissions::READ, &config);
-        let _walk = self.tables().enter(span);
+        let _walk = self.tables().enter::<F>(span);
         let mut survey = Survey::<F>(map::Survey::new(wish));
         self.walk(span, &mut survey)?;
         let advance = self.advance(survey.0.missing.total())?.into();
@@ -87,7 +87,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     pub fn release(&self, iova: Iova, length: u64) -> Result<(), RangeError> {
         let span = self.config().span(iova, length)?;
         let tables = self.tables();
-        let _walk = tables.enter(span);
+        let _walk = tables.enter::<F>(span);
         // From below: a table that names one that is to be kept is to be kept itself.
         for level in 2..=self.levels().count() {
             let Ok(()) = self.walk(span, &mut Releasing::<F, A> { tables, level, format: PhantomData });

@@ -149,7 +149,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         let span = self.config().span(iova, length)?;
         F::STAGE.check_permissions(permissions)?;
         let tables = self.tables();
-        let _walk = tables.enter(span);
+        let _walk = tables.enter::<F>(span);
         let mut survey = Survey::<F> { permissions, missing: 0, format: PhantomData };
         self.walk(span, &mut survey)?;
         let advance = self.advance(survey.missing)?;

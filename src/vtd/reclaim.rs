@@ -138,7 +138,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         let mut invalidation = Invalidation::none(tables);
         let levels = self.levels().count();
         let count = {
-            let walk = tables.enter(span);
+            let walk = tables.enter::<F>(span);
             let mut sweep = Sweep::<F, A> {
                 tables,
                 walk: &walk,
@@ -293,17 +293,15 @@ impl<A: TableFrames> PartedTables<'_, A> {
 
     /// Takes those that are parted still, of which hardware has let go.
     pub(crate) fn take(self, tables: &Tables<A>) -> FrameList {
-        let list = {
-            let _walk = tables.enter(self.span);
-            (self.take)(tables, self.root, self.levels, self.span)
-        };
+        let list = (self.take)(tables, self.root, self.levels, self.span);
         drop(self.turn);
         list
     }
 }
 
-/// Takes all parted tables in `span` out. The caller has entered.
+/// Takes all parted tables in `span` out.
 fn take<F: Format, A: TableFrames>(tables: &Tables<A>, root: PhysAddr, levels: u32, span: Span) -> FrameList {
+    let _walk = tables.enter::<F>(span);
     let mut taking = Taking::<F, A> { tables, list: FrameList::new(), format: PhantomData };
     let Ok(()) = walk::<F, A, _>(&tables.frames, root, levels, span, &mut taking);
     tables.reclaimed(taking.list.count());

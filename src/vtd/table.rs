@@ -174,20 +174,30 @@ impl<'t> Run<'t> {
     #[inline(always)]
     pub(crate) fn first_with(self, bits: u64) -> Option<usize> {
         // What any of them has, without a branch for each: mostly there is nothing to be found.
-        match self.values().fold(0, |any, entry| any | entry) & bits {
-            0 => None,
-            _ => self.values().position(|entry| entry & bits != 0),
-        }
+        let has = |stride: Self| stride.values().fold(0, |any, entry| any | entry) & bits != 0;
+        self.first_where(has, |entry| entry & bits != 0)
     }
 
     /// The first entry in which none of `bits` is set, counted from the start of the run.
     #[inline(always)]
     pub(crate) fn first_without(self, bits: u64) -> Option<usize> {
         // What all of them have: those of one mapping have the same rights.
-        match self.values().fold(u64::MAX, |all, entry| all & entry) & bits {
-            0 => self.values().position(|entry| entry & bits == 0),
-            _ => None,
+        let may_have = |stride: Self| stride.values().fold(u64::MAX, |all, entry| all & entry) & bits == 0;
+        self.first_where(may_have, |entry| entry & bits == 0)
+    }
+
+    /// The first entry for which `holds`, looked for in those strides of the run of which `may_hold` says so.
+    #[inline(always)]
+    fn first_where(self, may_hold: impl Fn(Self) -> bool, holds: impl Fn(u64) -> bool) -> Option<usize> {
+        const STRIDE: usize = 32;
+        for (number, stride) in self.0.chunks(STRIDE).enumerate() {
+            if may_hold(Run(stride))
+                && let Some(position) = Run(stride).values().position(&holds)
+            {
+                return Some(number * STRIDE + position);
+            }
         }
+        None
     }
 
     /// Empties all entries.

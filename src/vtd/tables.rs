@@ -53,8 +53,8 @@ impl<A: TableFrames> Tables<A> {
 
     /// Begins a walk over `span`: while it lives, every table that the caller finds there stays a table.
     #[inline(always)]
-    pub(crate) fn enter(&self, span: Span) -> Walk<'_> {
-        self.walkers.enter(PageBlock::reaching(span.start, span.end - 1))
+    pub(crate) fn enter<F: Format>(&self, span: Span) -> Walk<'_> {
+        self.walkers.enter(PageBlock::reaching(span.start, span.end - 1, const { F::INDEX_BITS as u8 }))
     }
 
     /// Who walks.
