@@ -49,6 +49,16 @@ pub trait Platform: Sync {
     /// (R3). Called from any context in which the pool is; must not sleep, lock or panic.
     fn current_cpu(&self) -> usize;
 
+    /// The number of the depot that is near the CPU `cpu`, in a pool with several ([`Builder::depots`](crate::Builder::depots)): that of its
+    /// last-level cache, or of its node; numbers beyond the depots share them. A hint like the CPU itself. As provided: none, and CPUs
+    /// with neighbouring numbers share a depot.
+    ///
+    /// From any context in which the pool is called; must not sleep, lock or panic.
+    fn depot_near(&self, cpu: usize) -> Option<usize> {
+        let _ = cpu;
+        None
+    }
+
     /// Gets [`maintain`](crate::FramePool::maintain) called soon, by a context that may sleep. The doorbell: the only
     /// thing that the pool ever does towards a sleeper, from any context in which the pool is called, at most once for
     /// each crossing of a watermark until the pool has been maintained, and at most once for callers that wait until they

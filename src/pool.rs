@@ -36,6 +36,7 @@ mod clean;
 mod close;
 mod config;
 mod depot;
+mod depots;
 mod door;
 mod fallback;
 mod fixed;
@@ -78,6 +79,7 @@ pub use worker::WorkedPool;
 
 use cache::Cache;
 use depot::Depot;
+use depots::Depots;
 use door::Door;
 use fallback::Fallback;
 use quota::Guarantees;
@@ -112,7 +114,7 @@ pub struct FramePool<S: FrameSource, P: Platform> {
     reserve: Reserve,
     guarantees: Guarantees,
     waiters: Waiters,
-    depot: Depot,
+    depots: Depots,
     overflow: Overflow,
     door: Door,
     fallback: Fallback,
@@ -289,6 +291,12 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             Kind::Dirty => &self.cache,
             Kind::Clean => &self.clean_cache,
         }
+    }
+
+    /// The depot near the CPU that runs this code.
+    #[inline]
+    fn depot(&self) -> &Depot {
+        self.depots.near(&self.platform)
     }
 
     fn count_collision(&self, miss: SlotMiss) {

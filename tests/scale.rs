@@ -12,7 +12,7 @@ use workload::{Run, Workload};
 fn run(workload: Workload, cpus: usize, nodes: usize) -> Measured {
     let layout = Layout { cpus, nodes, own: NANOSECOND / 2, near: 110 * NANOSECOND, far: 250 * NANOSECOND };
     // Fails when a frame is lost, in the hands of a CPU that is in the midst of an operation for example.
-    Run { workload, layout, magazine_size: 63 }.measure().unwrap()
+    Run { workload, layout, magazine_size: 63, depots: 1 }.measure().unwrap()
 }
 
 fn all_lines(measured: &Measured) -> f64 {

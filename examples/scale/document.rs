@@ -16,6 +16,12 @@ the crate makes goes through one file (`src/sync.rs`), and in a build of its own
 makes its CPU wait for as long as the line takes to come. Nothing of the pool is modelled; operations interleave at each line that travels, and an
 exchange fails where another CPU was faster.";
 
+const DEPOTS: &str = "\
+With one depot for all CPUs, the head of a stack is what all want as soon as frames go through the depot, and beyond eight CPUs or so that do nothing else
+the pool does less the more there are. A depot for each node only moves that point. With a depot for each few CPUs (`Builder::depots`) no line is wanted by
+more CPUs than share a depot, whatever their number, and those whose own is empty look into different others; the time of a pair stays what it is with few
+CPUs. The worker is one CPU: what it alone brings from depot to depot all others would wait for, so it does no more than it must.";
+
 const MODEL: &str = "\
 A line is with one CPU that may write it, or with any number that read it. Requests for one line are served one after the other, in the order in
 which they come; half-way through, the line leaves those who had it. CPUs do nothing but what the workload says, without a pause, so the
@@ -70,8 +76,10 @@ pub(crate) fn write(
          | depot: queued, travel | part of the CPUs' time that they wait behind others for the depot's lines, and that these travel |\n\
          | entries, rest | part of the time for the entries of magazines, and for all other lines |\n\
          | lines a pair | lines that travel |\n\
-         | busiest line | part of the time in which the busiest line of all travels; with 100 % nothing more goes through it |\n"
+         | busiest line | part of the time in which the busiest line of all travels; with 100 % nothing more goes through it |\n\
+         | wanted in | where in the source it was last wanted |\n"
     )?;
+    writeln!(text, "## Depots\n\n{DEPOTS}\n")?;
     for (workload, series) in all {
         let name = workload.name();
         writeln!(
@@ -91,7 +99,11 @@ pub(crate) fn write(
         }
         writeln!(text)?;
     }
-    writeln!(text, "## The size of a magazine\n\nSimulated, one node, ns a pair:\n\n{simulated}\n")?;
+    writeln!(
+        text,
+        "## The size of a magazine\n\nSimulated, one node, a depot for {} CPUs, ns a pair:\n\n{simulated}\n",
+        arguments.cpus_for_each_depot
+    )?;
     writeln!(
         text,
         "Measured on the machine of [performance.md](performance.md), ns a pair, medians of runs that alternate:\n\n{measured}"

@@ -9,7 +9,7 @@
 //! for one line are served one after the other, each for as long as the line travels. Half-way through, the request reaches those who have
 //! the line, and takes it away, or the right to write it; until then they go on using it. Caches are large enough for everything.
 
-use framepool_injected::injection::{Access, AccessKind};
+use framepool_injected::injection::{Access, AccessKind, Site};
 use std::{
     cell::{Cell, RefCell},
     cmp::Reverse,
@@ -96,6 +96,8 @@ struct Line {
     free_at: Time,
     /// For how long it has travelled in the part of the run that counts.
     busy: Time,
+    /// The last access for which it has.
+    wanted_by: Option<Site>,
 }
 
 impl Line {
@@ -198,6 +200,8 @@ pub(crate) struct Measured {
     pub(crate) spent: Spent,
     /// For how much of that time the busiest line travelled.
     pub(crate) busiest: Time,
+    /// An access that wanted it.
+    pub(crate) wanted_by: Option<Site>,
 }
 
 impl Measured {
@@ -283,6 +287,7 @@ impl Machine {
         let (cpu, at, layout) = (self.current, *self.clock(), self.layout);
         let line = self.lines.entry(access.address >> LINE_SHIFT).or_default();
         let (start, there) = line.request(&layout, cpu, access.kind, at);
+        line.wanted_by = Some(access.site);
         self.spent.queued[class as usize] += start - at;
         self.spent.moved[class as usize] += there - start;
         self.spent.lines[class as usize] += 1;
@@ -379,11 +384,12 @@ pub(crate) fn progress(pairs: u64) -> bool {
             return;
         };
         if machine.measured.is_none() && machine.reaches(machine.extents.1) {
-            let busiest = machine.lines.values().map(|line| line.busy).max().unwrap_or_default();
+            let busiest = machine.lines.values().max_by_key(|line| line.busy);
+            let wanted_by = busiest.and_then(|line| line.wanted_by);
             // What has been asked for by now may be on its way still.
-            let busiest = busiest.min(at - began);
+            let busiest = busiest.map_or(0, |line| line.busy.min(at - began));
             let (time, pairs, spent) = (at - began, machine.done.pairs, machine.spent);
-            machine.measured = Some(Measured { time, pairs, spent, busiest });
+            machine.measured = Some(Measured { time, pairs, spent, busiest, wanted_by });
         }
     });
     goes_on()

@@ -31,6 +31,9 @@ struct Arguments {
     /// Frames in a magazine.
     #[arg(long, default_value_t = 255)]
     magazine_size: u32,
+    /// CPUs that share a depot, where there are several.
+    #[arg(long, default_value_t = 4)]
+    cpus_for_each_depot: usize,
     /// Nanoseconds for an access to a line that the CPU has.
     #[arg(long, default_value_t = 0.5)]
     own: f64,
@@ -43,6 +46,14 @@ struct Arguments {
     /// The directory for `scale.md` and its plots.
     #[arg(long)]
     write: Option<PathBuf>,
+}
+
+/// How many depots the pool has.
+#[derive(Clone, Copy)]
+enum Depots {
+    One,
+    OneANode,
+    OneForSome,
 }
 
 impl Arguments {
@@ -61,11 +72,27 @@ impl Arguments {
     }
 
     /// Runs a workload on machines of `nodes` nodes.
-    fn series(&self, workload: Workload, nodes: usize) -> Result<Series, Box<dyn Error>> {
-        let name = format!("{nodes} {}", if nodes == 1 { "node" } else { "nodes" });
+    fn series(&self, workload: Workload, nodes: usize, depots: Depots) -> Result<Series, Box<dyn Error>> {
+        let nodes_word = if nodes == 1 { "node" } else { "nodes" };
+        let name = match depots {
+            Depots::One => format!("{nodes} {nodes_word}, one depot"),
+            Depots::OneANode => format!("{nodes} {nodes_word}, a depot each"),
+            Depots::OneForSome => {
+                format!("{nodes} {nodes_word}, a depot for {} CPUs", self.cpus_for_each_depot)
+            }
+        };
         let mut points = Vec::new();
         for cpus in self.cpus(workload.least_cpus()) {
-            let run = Run { workload, layout: self.layout(cpus, nodes), magazine_size: self.magazine_size };
+            let run = Run {
+                workload,
+                layout: self.layout(cpus, nodes),
+                magazine_size: self.magazine_size,
+                depots: match depots {
+                    Depots::One => 1,
+                    Depots::OneANode => nodes.min(cpus),
+                    Depots::OneForSome => cpus.div_ceil(self.cpus_for_each_depot),
+                },
+            };
             points.push((cpus, run.measure()?));
         }
         Ok(Series { name, points })
@@ -78,8 +105,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut all = Vec::new();
     for workload in Workload::ALL.into_iter().filter(chosen) {
         let mut of_workload = Vec::new();
-        for nodes in [1, arguments.nodes] {
-            let series = arguments.series(workload, nodes)?;
+        for (nodes, depots) in [
+            (1, Depots::One),
+            (1, Depots::OneForSome),
+            (arguments.nodes, Depots::One),
+            (arguments.nodes, Depots::OneANode),
+            (arguments.nodes, Depots::OneForSome),
+        ] {
+            let series = arguments.series(workload, nodes, depots)?;
             println!("{workload:?}, {}\n{}\n", series.name, report::table(&series));
             of_workload.push(series);
         }

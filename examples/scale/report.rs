@@ -27,6 +27,7 @@ pub(crate) fn table(series: &Series) -> Table {
         "rest",
         "lines a pair",
         "busiest line",
+        "wanted in",
     ]);
     for (cpus, measured) in &series.points {
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
@@ -47,6 +48,9 @@ pub(crate) fn table(series: &Series) -> Table {
             both(Class::Other),
             format!("{lines:.3}"),
             percent(measured.busiest as f64 / measured.time as f64),
+            measured.wanted_by.map_or(String::new(), |site| {
+                format!("{}:{}", site.file().rsplit('/').next().unwrap_or_default(), site.line())
+            }),
         ]);
     }
     table

@@ -38,7 +38,12 @@ pub(crate) fn simulated(arguments: &Arguments) -> Result<Table, Box<dyn Error>> 
         for cpus in CPUS.into_iter().filter(|&cpus| cpus <= arguments.most_cpus) {
             let mut row = vec![workload.name().to_owned(), cpus.to_string()];
             for magazine_size in SIZES {
-                let run = Run { workload, layout: arguments.layout(cpus, 1), magazine_size };
+                let run = Run {
+                    workload,
+                    layout: arguments.layout(cpus, 1),
+                    magazine_size,
+                    depots: cpus.div_ceil(arguments.cpus_for_each_depot),
+                };
                 row.push(format!("{:.1}", run.measure()?.pair(cpus)));
             }
             table.add_row(row);

@@ -3,8 +3,8 @@
 use crate::machine::{self, Extent, Layout, Measured, NANOSECOND, Time};
 use clap::ValueEnum;
 use framepool_injected::{
-    Builder, Claim, FallbackPolicy, Frame, FramePool, FrameSource, PhysAddr, Platform, SourceError,
-    Watermarks,
+    AllocError, Builder, Claim, FallbackPolicy, Frame, FramePool, FrameSource, PhysAddr, Platform,
+    SourceError, Watermarks,
 };
 use std::{
     collections::VecDeque,
@@ -22,7 +22,7 @@ const BATCH: usize = 1024;
 const STEP: usize = 32;
 /// How many pairs each CPU does, and how many lines travel for each, before the part of a run that counts, and in it.
 const EXTENTS: (Extent, Extent) =
-    (Extent { pairs: 2 * BATCH as u64, lines: 1500 }, Extent { pairs: 6 * BATCH as u64, lines: 2500 });
+    (Extent { pairs: 2 * BATCH as u64, lines: 500 }, Extent { pairs: 6 * BATCH as u64, lines: 1000 });
 /// So few CPUs do as much as so many.
 const CPUS_LEAST: u64 = 128;
 /// The most frames that a CPU of the random walk has.
@@ -175,12 +175,14 @@ pub(crate) struct Run {
     pub(crate) workload: Workload,
     pub(crate) layout: Layout,
     pub(crate) magazine_size: u32,
+    /// How many depots the pool has, each near CPUs with neighbouring numbers.
+    pub(crate) depots: usize,
 }
 
 impl Run {
     /// Simulates it.
     pub(crate) fn measure(self) -> Result<Measured, Box<dyn Error>> {
-        let Self { workload, layout, magazine_size } = self;
+        let Self { workload, layout, magazine_size, depots } = self;
         let cpus = layout.cpus as u32;
         let capacity = cpus * 4 * BATCH as u32;
         let initial = cpus * workload.initial();
@@ -189,6 +191,7 @@ impl Run {
             Simulated { worker: layout.cpus, rung: AtomicBool::new(false), asleep: AtomicBool::new(false) };
         let pool = Builder::new(capacity)
             .cpus(layout.cpus)
+            .depots(depots)
             .watermarks(marks)
             .initial(initial)
             .magazine_size(magazine_size)
@@ -198,6 +201,9 @@ impl Run {
             pairs: each.pairs * u64::from(cpus),
             lines: each.lines * u64::from(cpus).max(CPUS_LEAST),
         };
+        if workload == Workload::ProducerConsumer {
+            gather_with_consumers(&pool, layout.cpus)?;
+        }
         let queues: Vec<Queue<'_>> = (0..layout.cpus / 2).map(|_| Queue::default()).collect();
         let hands: Vec<_> =
             (0..layout.cpus).map(|cpu| Mutex::new(Hands::prepared(&pool, workload, cpu))).collect();
@@ -248,10 +254,9 @@ impl<'p> Hands<'p> {
     fn prepared(pool: &'p Pool, workload: Workload, cpu: usize) -> Self {
         let mut random = cpu as u64;
         let most = match workload {
-            Workload::Pair => 1,
             Workload::Batch => BATCH as u64,
             Workload::Walk => DEEPEST,
-            Workload::ProducerConsumer => 1,
+            Workload::Pair | Workload::ProducerConsumer => 0,
         };
         let count = draw(&mut random) % (most + 1);
         let mut frames =
@@ -259,6 +264,17 @@ impl<'p> Hands<'p> {
         machine::prepare(cpu, || frames.truncate(count as usize));
         Self { frames, random }
     }
+}
+
+/// Brings all frames to where consumers give them back, as they are after a while.
+fn gather_with_consumers(pool: &Pool, cpus: usize) -> Result<(), AllocError> {
+    let count = pool.stats().owned as usize;
+    let mut frames =
+        (0..count).map(|_| machine::prepare(0, || pool.alloc())).collect::<Result<Frames<'_>, _>>()?;
+    let consumers = cpus / 2..cpus;
+    let share = count.div_ceil(consumers.len());
+    consumers.for_each(|cpu| machine::prepare(cpu, || frames.truncate(frames.len().saturating_sub(share))));
+    Ok(())
 }
 
 /// A frame, after a while if there is none.

@@ -5,7 +5,7 @@
 use framepool::{
     Doorbell,
     internals::{
-        level::{FillLevel, Ring},
+        level::{FillLevel, Ring, parts::share_out},
         magazine::Kind,
     },
 };
@@ -127,5 +127,36 @@ fn a_ring_publishes_what_was_done_before_it() {
         // SAFETY: nobody writes after the ring.
         assert_eq!(shared.1.with(|value| unsafe { *value }), 1);
         ringer.join().unwrap();
+    });
+}
+
+/// INV-6 of a pool with several depots: when all together have less than `low`, the worker has been rung since it answered, or knows.
+#[test]
+fn levels_that_fall_below_low_together_ring_also_while_low_is_shared_out() {
+    const LOW: u32 = 2;
+    model(4, || {
+        let levels = Arc::new([FillLevel::new(0, 100), FillLevel::new(0, 100)]);
+        for level in levels.iter() {
+            let _ = level.added(Kind::Dirty, 2);
+        }
+        let callers: Vec<_> = [(0, 2), (1, 1)]
+            .into_iter()
+            .map(|(which, frames)| {
+                let levels = Arc::clone(&levels);
+                thread::spawn(move || {
+                    let level: &FillLevel = &levels[which];
+                    let ring = level.removed(Kind::Dirty, frames);
+                    ring == Ring::Yes || level.rings_below_part() == Ring::Yes
+                })
+            })
+            .collect();
+        for level in levels.iter() {
+            let _ = level.answered();
+        }
+        // What a pass decides by; the rest of it lies between.
+        let knows = levels.iter().map(|level| level.fill().frames).sum::<u32>() < LOW;
+        let rang = share_out(LOW, knows, levels.iter()) == Ring::Yes;
+        let rung = callers.into_iter().fold(false, |before, caller| caller.join().unwrap() || before);
+        assert!(knows || rang || rung, "INV-6");
     });
 }

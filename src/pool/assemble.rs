@@ -2,8 +2,8 @@
 
 use super::{
     BuildError, Builder, Counters, FramePool, cache::Cache, config::Extents, config::SLOT_MAGAZINES,
-    depot::Depot, door::Door, fallback::Fallback, quota::Guarantees, refill::Policy, reserve::Reserve,
-    waiters::Waiters,
+    depot::Depot, depots::Depots, door::Door, fallback::Fallback, quota::Guarantees, refill::Policy,
+    reserve::Reserve, waiters::Waiters,
 };
 use crate::{
     platform::Platform,
@@ -129,12 +129,21 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let positions = arena.carve(extents.positions(), |_| Registry::vacant()).ok_or(too_small)?;
 
         let watermarks = builder.watermarks;
-        // The level counts the depot alone; the reserve is there on top of it.
-        let level = FillLevel::new(watermarks.low - watermarks.min, watermarks.max - watermarks.min);
+        // The levels count the depots alone; the reserve is there on top of them.
+        let (low, max) = (watermarks.low - watermarks.min, watermarks.max - watermarks.min);
+        let low_of_each = if extents.depots == 1 { low } else { 0 };
         let magazines = Magazines::new(entries, links.share(), lengths.share(), extents.magazine_size);
-        let depot = Depot::new(&links, lengths, extents.magazine_size, level);
-        for index in SLOT_MAGAZINES * extents.cpus..extents.magazines {
-            depot.put(Kind::Dirty, new_magazine(index as u32));
+        let depot = || {
+            let level = FillLevel::new(low_of_each, max);
+            Depot::new(&links, lengths.share(), extents.magazine_size, level)
+        };
+        let others = arena.carve(extents.depots - 1, |_| CachePadded::new(depot())).ok_or(too_small)?;
+        let depots = Depots::new(depot(), others, extents.cpus, low);
+        // Each depot has its share, in a row: magazines that lie side by side have their links and lengths on one line.
+        let (first, all) = (SLOT_MAGAZINES * extents.cpus, extents.magazines);
+        for index in first..all {
+            let depot = (index - first) * extents.depots / (all - first);
+            depots.of(depot).put(Kind::Dirty, new_magazine(index as u32));
         }
         let vacant = || TaggedStack::new(cell_links.share());
         let of_reserve = extents.reserve_cells() as u32;
@@ -157,7 +166,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             cells,
             guarantees: Guarantees::new(extents.guarantees),
             waiters: Waiters::new(),
-            depot,
+            depots,
             overflow: Overflow::new(),
             door,
             fallback: Fallback::new(builder.fallback),
@@ -174,6 +183,8 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             memory,
         };
         pool.fill_at_construction(extents.initial)?;
+        let ring = pool.depots.share_out(true);
+        pool.ring(ring);
         Ok(pool)
     }
 }

@@ -81,7 +81,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// How many magazines there are, wherever they are.
     #[doc(hidden)]
     pub fn magazines(&self) -> usize {
-        self.depot.magazines()
+        self.depots.magazines()
     }
 
     /// Shows `visit` every magazine and every frame in the pool with its place. What is in the hands of an operation is not
@@ -113,7 +113,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
                 magazine(Place::Previous { cpu, clean }, previous.0, previous.1);
             });
         }
-        self.depot.census(magazine);
+        self.depots.census(magazine);
         self.reserve.census(&self.cells, |(frame, kind)| {
             visit(Place::Reserve { clean: kind == Kind::Clean }, Resident::Frame(address(frame)));
         });

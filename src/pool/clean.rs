@@ -129,23 +129,23 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
 
     /// Clears dirty frames of the depot until its clean side is where it should be; how many, and whether there is more to do.
     pub(super) fn clear_ahead(&self, policy: &mut CleanGoal) -> (u32, bool) {
-        let level = self.depot.level();
         let counters = &self.counters;
         let (used, lacked) = (counters.clean_drawn.get(), counters.cleared_inline.get());
-        let goal = policy.follow(used, lacked, self.cache.magazines().shape().size(), level.fill().frames);
-        level.set_clean_low(goal / 2);
+        let goal =
+            policy.follow(used, lacked, self.cache.magazines().shape().size(), self.depots.fill().frames);
+        self.depots.set_clean_low(goal / 2);
         let low = self.watermarks.low - self.watermarks.min;
         let most = (PASS / self.frame_size()).max(1) as u32;
         let mut cleared = 0;
         let wanted = |fill: Fill| goal.min(fill.frames).saturating_sub(fill.clean);
-        let mut fill = level.fill();
+        let mut fill = self.depots.fill();
         // A stock that is low again has rung, and is refilled first.
         while wanted(fill) > 0 && fill.frames >= low && cleared < most {
             match self.clear_some(wanted(fill)) {
                 0 => break,
                 frames => cleared += frames,
             }
-            fill = level.fill();
+            fill = self.depots.fill();
         }
         policy.unfinished = wanted(fill) > 0;
         (cleared, cleared >= most && policy.unfinished)
@@ -156,14 +156,14 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     fn clear_some(&self, wanted: u32) -> u32 {
         let mut chunk: [FrameNumber; CHUNK] = [0; CHUNK];
         let most = (IN_HAND / self.frame_size()).clamp(1, CHUNK).min(wanted as usize);
-        let length = self.take_uncounted(Kind::Dirty, chunk.get_mut(..most).unwrap_or_default());
+        let (depot, length) = self.take_uncounted(Kind::Dirty, chunk.get_mut(..most).unwrap_or_default());
         self.announce();
         let taken = chunk.get_mut(..length).unwrap_or_default();
         let length = self.keep_if(taken, |frame| self.inspect(frame));
         if length < taken.len() {
             // Somebody has written to the others, which nobody gets any more.
-            let ring = self.depot.level().removed(Kind::Dirty, (taken.len() - length) as u32);
-            self.ring(ring);
+            let ring = depot.level().removed(Kind::Dirty, (taken.len() - length) as u32);
+            self.ring(self.depots.after_removal(depot, ring));
         }
         let frames = chunk.get(..length).unwrap_or_default();
         let mut addresses = [PhysAddr::new(0); CHUNK];
@@ -176,10 +176,16 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         frames.iter().for_each(|&frame| self.note_cleared(frame));
         self.counters.cleared_ahead.add(length as u64);
         // INV-9: counted and pushed after they were cleared.
-        self.stock(Kind::Clean, frames, |frames| {
-            self.depot.level().cleared(frames);
+        let left = self.stock(depot, Kind::Clean, frames, |frames| {
+            depot.level().cleared(frames);
             Ring::No
         });
+        if !left.is_empty() {
+            // No magazine there has room for them: elsewhere they are counted anew.
+            let ring = depot.level().removed(Kind::Dirty, left.len() as u32);
+            self.ring(ring);
+            left.iter().for_each(|&frame| self.put_one(Kind::Clean, frame));
+        }
         length as u32
     }
 }

@@ -130,7 +130,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let cached = standstill.shut_all().ok_or(0u32)?;
         self.recover_overflow();
         let reserve = self.reserve.target().saturating_sub(self.wanted.missing());
-        let inside = cached.saturating_add(self.depot.level().fill().frames).saturating_add(reserve);
+        let inside = cached.saturating_add(self.depots.fill().frames).saturating_add(reserve);
         match self.door.owned().saturating_sub(inside) {
             0 => {}
             out => return Err(out),

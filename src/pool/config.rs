@@ -2,7 +2,7 @@
 
 use crate::{
     frame::{FrameSize, PhysAddr},
-    pool::{depot, fallback::FallbackPolicy, refill::Growth, reserve},
+    pool::{depot, depot::Depot, fallback::FallbackPolicy, refill::Growth, reserve},
     raw::{
         arena::Measure,
         level::LEVEL_LIMIT,
@@ -96,6 +96,7 @@ pub struct Builder {
     pub(crate) watermarks: Watermarks,
     pub(crate) magazine_size: Option<u32>,
     pub(crate) cpus: Option<usize>,
+    pub(crate) depots: usize,
     pub(crate) fallback: FallbackPolicy,
     pub(crate) frame_size: FrameSize,
     pub(crate) address_limit: PhysAddr,
@@ -127,6 +128,7 @@ impl Builder {
             watermarks: Watermarks::for_capacity(capacity),
             magazine_size: None,
             cpus: None,
+            depots: 1,
             fallback: FallbackPolicy::Always,
             frame_size: FrameSize::Size4K,
             address_limit: PhysAddr::new(u64::MAX),
@@ -158,6 +160,28 @@ impl Builder {
     /// more than there are CPUs; `start` adds it by itself.
     pub const fn cpus(self, cpus: usize) -> Self {
         Self { cpus: Some(cpus), ..self }
+    }
+
+    /// How many depots the pool has, 1 up to the number of CPUs: shared stocks of frames, each near a group of CPUs. A CPU that finds nothing in its
+    /// own looks into the others, so frames are found wherever they are. Default: 1.
+    ///
+    /// One is right while few CPUs at a time take and give more than their caches hold: up to about eight that do nothing else
+    /// (`docs/scale.md`). Machines on which many do should have one for each four CPUs or so, that share a cache at best, and a `low`
+    /// watermark of a magazine for each. With several, a pool is above `max` for the worker when it next passes, or when one depot alone is. Which CPU is near which is the platform's to say ([`Platform::depot_near`]); as provided, CPUs with neighbouring
+    /// numbers share one.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// # use framepool::{AnonymousMemory, Builder};
+    /// let pool = Builder::new(4096).cpus(64).depots(8).start(AnonymousMemory::new(4096)?)?;
+    /// assert!(pool.alloc().is_ok());
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// [`Platform::depot_near`]: crate::Platform::depot_near
+    pub const fn depots(self, depots: usize) -> Self {
+        Self { depots, ..self }
     }
 
     /// How large the frames are; the source must hand out frames of the same size. Default: 4 KiB.
@@ -269,6 +293,10 @@ impl Builder {
         if cpus == 0 || cpus > CPUS_LIMIT {
             return Err(BuildError::Cpus { cpus });
         }
+        let depots = self.depots;
+        if depots == 0 || depots > cpus {
+            return Err(BuildError::Depots { depots, cpus });
+        }
         let magazine_size = self.magazine_size.unwrap_or_else(|| {
             let share = self.capacity / (2 * (SLOT_MAGAZINES * cpus) as u32);
             // The largest that is one less than a power of two.
@@ -284,7 +312,7 @@ impl Builder {
             return Err(BuildError::TooManyMagazines { magazine_size });
         }
         let Self { capacity, guarantees, .. } = *self;
-        Ok(Extents { capacity, reserve: min, guarantees, initial, cpus, magazine_size, magazines })
+        Ok(Extents { capacity, reserve: min, guarantees, initial, cpus, depots, magazine_size, magazines })
     }
 }
 
@@ -296,6 +324,7 @@ pub(crate) struct Extents {
     pub(crate) guarantees: u32,
     pub(crate) initial: u32,
     pub(crate) cpus: usize,
+    pub(crate) depots: usize,
     pub(crate) magazine_size: u32,
     pub(crate) magazines: usize,
 }
@@ -330,7 +359,8 @@ impl Extents {
             .array::<AtomicU32>(self.magazines) // lengths
             .array::<AtomicU32>(self.cells()) // links
             .array::<AtomicU64>(self.cells()) // contents
-            .array::<AtomicU32>(self.positions());
+            .array::<AtomicU32>(self.positions())
+            .array::<CachePadded<Depot>>(self.depots - 1);
         #[cfg(feature = "hardened")]
         let measure = measure.array::<AtomicU32>(self.positions()); // custodies
         measure.finish().ok_or(BuildError::CapacityTooLarge { capacity: self.capacity })
@@ -374,6 +404,13 @@ pub enum BuildError {
     /// No CPU, or more than 4,096.
     Cpus {
         /// What was asked for.
+        cpus: usize,
+    },
+    /// No depot, or more than CPUs.
+    Depots {
+        /// What was asked for.
+        depots: usize,
+        /// How many CPUs have a cache.
         cpus: usize,
     },
     /// A magazine of no frames, or of more than 4,095.
@@ -450,6 +487,9 @@ impl fmt::Display for BuildError {
                 "guarantees of {guarantees} frames: at most {most} are left beside the reserve"
             ),
             Self::Cpus { cpus } => write!(formatter, "{cpus} CPUs: give 1 to {CPUS_LIMIT}"),
+            Self::Depots { depots, cpus } => {
+                write!(formatter, "{depots} depots for {cpus} CPUs: give 1 up to one for each CPU")
+            }
             Self::MagazineSize { magazine_size } => {
                 write!(formatter, "magazines of {magazine_size} frames: give 1 to {MAGAZINE_SIZE_LIMIT}")
             }

@@ -1,6 +1,6 @@
 //! The ways back: where a free puts its frame when its CPU's cache has no room.
 
-use super::{FramePool, Request, SourceContents};
+use super::{FramePool, Request, SourceContents, depot::Depot};
 use crate::{
     platform::Platform,
     raw::{
@@ -34,12 +34,13 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     fn give_below(&self, kind: Kind, frame: FrameNumber, miss: SlotMiss) {
         let again = self.cache_of(kind).push_again(&self.platform, frame, &self.wanted, miss);
         let Err(miss) = again else { return };
-        self.depot.count_freed(1);
+        self.depot().count_freed(1);
         self.count_collision(miss);
         let Err((kind, frame)) = self.divert(kind, frame) else { return };
         let magazines = self.cache.magazines();
         if miss == SlotMiss::Unsuited
-            && let Some(mut magazine) = self.depot.take_vacant(kind)
+            && let Some((depot, mut magazine)) =
+                self.depots.find(&self.platform, |depot| Some((depot, depot.take_vacant(kind)?)))
         {
             let from_stock = magazine.length();
             let pushed = magazines.push(&mut magazine, frame);
@@ -47,14 +48,14 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
                 Ok(full) => {
                     self.return_to_stock(kind, full);
                     if from_stock > 0 {
-                        let ring = self.depot.level().removed(kind, from_stock);
-                        self.ring(ring);
+                        let ring = depot.level().removed(kind, from_stock);
+                        self.ring(self.depots.after_removal(depot, ring));
                     }
                 }
                 Err(magazine) => {
-                    let ring = self.depot.level().added(kind, magazine.length() - from_stock);
+                    let ring = depot.level().added(kind, magazine.length() - from_stock);
                     self.ring(ring);
-                    self.depot.put(kind, magazine);
+                    depot.put(kind, magazine);
                 }
             }
             self.announce();
@@ -72,16 +73,18 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         {
             self.give(kind, frame);
         }
-        self.depot.count_freed(magazine.length());
+        self.depot().count_freed(magazine.length());
         self.return_to_stock(kind, magazine);
     }
 
     /// Puts one frame into the stock, or the overflow when there is no magazine with room.
     #[allow(unsafe_code, reason = "the overflow runs through the frames themselves")]
     pub(super) fn put_one(&self, kind: Kind, frame: FrameNumber) {
-        match self.depot.put_one(self.cache.magazines(), kind, frame) {
-            Ok(ring) => self.ring(ring),
-            Err(frame) => {
+        let put =
+            self.depots.find(&self.platform, |depot| depot.put_one(self.cache.magazines(), kind, frame).ok());
+        match put {
+            Some(ring) => self.ring(ring),
+            None => {
                 self.counters.overflowed.add(1);
                 // SAFETY: the frame is the pool's and in no other place, and the source maps it.
                 unsafe { self.overflow.push(&SourceContents(&*self.source), frame, self.door.address(frame)) }
@@ -92,17 +95,18 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
 
     /// Puts a magazine on the depot whose frames the level does not count yet.
     pub(super) fn return_to_stock(&self, kind: Kind, magazine: Magazine) {
+        let depot = self.depot();
         if magazine.length() > 0 {
-            let ring = self.depot.level().added(kind, magazine.length());
+            let ring = depot.level().added(kind, magazine.length());
             self.ring(ring);
         }
-        self.put_back(kind, magazine);
+        self.put_back(depot, kind, magazine);
     }
 
-    /// Puts a magazine on the depot whose frames the level counts already.
-    pub(super) fn put_back(&self, kind: Kind, magazine: Magazine) {
+    /// Puts a magazine on the depot whose level counts its frames already.
+    pub(super) fn put_back(&self, depot: &Depot, kind: Kind, magazine: Magazine) {
         let has_frames = magazine.length() > 0;
-        self.depot.put(kind, magazine);
+        depot.put(kind, magazine);
         if has_frames {
             self.announce();
         }

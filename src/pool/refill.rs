@@ -5,7 +5,7 @@
 //! exponentially weighted mean and a peak that decays. Below `low` the stock is filled up to `low` plus the larger of both,
 //! and never beyond `high`: a quiet pool stays near `low`, a busy one gets the room that its bursts need.
 
-use super::{FramePool, Watermarks, clean::CleanGoal, config::BuildError, door::Door};
+use super::{FramePool, Watermarks, clean::CleanGoal, config::BuildError, depot::Depot, door::Door};
 use crate::{
     frame::PhysAddr,
     platform::Platform,
@@ -191,7 +191,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
 
     fn pass(&self, policy: &mut Policy) -> Maintenance {
         // Answered first: a crossing that happens from here on rings again (INV-6).
-        self.depot.level().answered();
+        self.depots.answered();
         self.fallback.renew();
         let mut left_out = self.serve_waiters();
         self.recover_overflow();
@@ -199,8 +199,8 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         self.decay_caches();
         self.stats();
         let marks = self.watermarks;
-        let depot = self.depot.level().fill().frames;
-        let target = policy.target(self.depot.drawn(), marks, self.growth);
+        let depot = self.depots.fill().frames;
+        let target = policy.target(self.depots.drawn(), marks, self.growth);
         let missing = self.wanted.missing();
         let lacking = missing.saturating_add(self.wanted.waited_for());
         let stock = depot.saturating_add(self.reserve.target().saturating_sub(missing));
@@ -214,6 +214,8 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
                 left_out = self.serve_waiters();
             }
         }
+        let ring = self.depots.share_out(done.outcome != Outcome::Done);
+        self.ring(ring);
         done.look_again = left_out;
         match done.outcome {
             Outcome::SourceFailed | Outcome::AtCapacity => done.retry_after = Some(policy.back_off()),
@@ -293,9 +295,10 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
                 length += 1;
             }
         }
-        self.stock(kind, chunk.get(..length).unwrap_or_default(), |frames| {
-            self.depot.level().added(kind, frames)
-        });
+        let depot = self.depots.poorest();
+        let chunk = chunk.get(..length).unwrap_or_default();
+        let left = self.stock(depot, kind, chunk, |frames| depot.level().added(kind, frames));
+        left.iter().for_each(|&frame| self.put_one(kind, frame));
         self.counters.refilled.add(u64::from(taken_in));
         Ok(taken_in)
     }
@@ -305,14 +308,18 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         if self.source.supplies_zeroed() { Kind::Clean } else { Kind::Dirty }
     }
 
-    /// Puts frames into the depot, magazine by magazine; `count` counts them in before they can be taken.
-    pub(super) fn stock(&self, kind: Kind, frames: &[FrameNumber], count: impl Fn(u32) -> Ring) {
+    /// Puts frames into a depot, magazine by magazine; `count` counts them in before they can be taken. Those for which it has no
+    /// magazine with room come back.
+    pub(super) fn stock<'f>(
+        &self,
+        depot: &Depot,
+        kind: Kind,
+        frames: &'f [FrameNumber],
+        count: impl Fn(u32) -> Ring,
+    ) -> &'f [FrameNumber] {
         let mut rest = frames.iter();
         while !rest.as_slice().is_empty() {
-            let Some(mut magazine) = self.depot.take_roomy(kind) else {
-                rest.for_each(|&frame| self.put_one(kind, frame));
-                return;
-            };
+            let Some(mut magazine) = depot.take_roomy(kind) else { break };
             let before = magazine.length();
             while let Some(&frame) = rest.as_slice().first() {
                 if self.cache.magazines().push(&mut magazine, frame).is_err() {
@@ -322,8 +329,9 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             }
             let ring = count(magazine.length() - before);
             self.ring(ring);
-            self.put_back(kind, magazine);
+            self.put_back(depot, kind, magazine);
         }
+        rest.as_slice()
     }
 }
 

@@ -4,7 +4,7 @@
 //! What a reservation holds is in no tier any more: nobody can take it away (INV-8). How it is drawn from any context is
 //! the business of `raw/holding.rs`.
 
-use super::{AllocError, FramePool, Request, bulk::CHUNK};
+use super::{AllocError, FramePool, Request, bulk::CHUNK, depot::Depot};
 use crate::{
     frame::Frame,
     platform::Platform,
@@ -87,7 +87,7 @@ impl<'p, S: FrameSource, P: Platform> Reservation<'p, S, P> {
     pub fn draw(&self) -> Option<Frame<'p, S, P>> {
         let (frame, empty) = self.holding.draw(self.pool.cache.magazines())?;
         if let Some(magazine) = empty {
-            self.pool.depot.put(self.kind, magazine);
+            self.pool.depot().put(self.kind, magazine);
         }
         Some(Frame::new(self.pool, frame))
     }
@@ -210,12 +210,13 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         mut take: impl FnMut(&mut [FrameNumber]) -> Result<usize, AllocError>,
     ) -> Result<(), AllocError> {
         while frames - holding.left() > LOOSE as u32 {
-            let shell = self.depot.take_empty().ok_or(AllocError::TooManyReservations)?;
+            let shell =
+                self.depots.find(&self.platform, Depot::take_empty).ok_or(AllocError::TooManyReservations)?;
             let (filled, outcome) = self.fill_shell(shell, frames - holding.left(), &mut take);
             if filled.length() > 0 {
                 holding.add_magazine(self.cache.magazines(), filled);
             } else {
-                self.depot.put(Kind::Dirty, filled);
+                self.depot().put(Kind::Dirty, filled);
             }
             outcome?;
         }
@@ -232,17 +233,17 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             Kind::Dirty => (Kind::Dirty, Kind::Clean),
             Kind::Clean => (Kind::Clean, Kind::Dirty),
         };
-        let of = |kind| self.depot.take_full(kind).map(|magazine| (magazine, kind));
-        let (magazine, kind) = of(first).or_else(|| of(second))?;
+        let of = |kind| self.depots.find(&self.platform, |depot| Some((depot, depot.take_full(kind)?, kind)));
+        let (depot, magazine, kind) = of(first).or_else(|| of(second))?;
         let frames = magazine.length();
-        let ring = self.depot.count_drawn(kind, frames);
-        self.ring(ring);
+        let ring = depot.count_drawn(kind, frames);
+        self.ring(self.depots.after_removal(depot, ring));
         if request.is_zeroed() {
             self.count_zeroed(kind, frames);
             match kind {
                 Kind::Clean => self.counters.clean_drawn.add(u64::from(frames)),
                 Kind::Dirty => {
-                    let ring = self.depot.level().missed_clean();
+                    let ring = self.depots.missed_clean(&self.platform);
                     self.ring(ring);
                     self.cache.magazines().frames(&magazine).for_each(|frame| self.clear_inline(frame));
                 }

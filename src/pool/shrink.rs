@@ -4,7 +4,7 @@
 //! a time and the magazine is back on the depot before the source sees them, so that a source that sleeps or panics hides
 //! no frame but those that it was just given.
 
-use super::{FramePool, Maintenance, Outcome, cache::Cache, refill::CHUNK};
+use super::{FramePool, Maintenance, Outcome, cache::Cache, depot::Depot, refill::CHUNK};
 use crate::{
     frame::PhysAddr,
     platform::Platform,
@@ -107,7 +107,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// How many frames of the depot may go so that the pool owns `frames`.
     fn excess_over(&self, frames: u32) -> u32 {
         let low = self.watermarks.low - self.watermarks.min;
-        let spare = self.depot.level().fill().frames.saturating_sub(low);
+        let spare = self.depots.fill().frames.saturating_sub(low);
         self.door.owned().saturating_sub(frames).min(spare)
     }
 
@@ -145,7 +145,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         if magazine.length() == 0 {
             return magazine;
         }
-        if let Some(empty) = self.depot.take_empty() {
+        if let Some(empty) = self.depots.find(&self.platform, Depot::take_empty) {
             self.return_to_stock(kind, magazine);
             return empty;
         }
@@ -184,24 +184,26 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
 
     /// Takes frames out of one magazine of the depot, which goes back at once; how many.
     pub(super) fn take_chunk(&self, kind: Kind, frames: &mut [FrameNumber]) -> usize {
-        let length = self.take_uncounted(kind, frames);
+        let (depot, length) = self.take_uncounted(kind, frames);
         self.announce();
-        let ring = self.depot.level().removed(kind, length as u32);
-        self.ring(ring);
+        let ring = depot.level().removed(kind, length as u32);
+        self.ring(self.depots.after_removal(depot, ring));
         length
     }
 
-    /// As `take_chunk`, but the level still counts the frames, and the others of the magazine are not announced.
-    pub(super) fn take_uncounted(&self, kind: Kind, frames: &mut [FrameNumber]) -> usize {
-        let Some(mut magazine) = self.depot.take_begun(kind) else { return 0 };
+    /// As `take_chunk`, but the level of the depot from which they come still counts the frames, and the others of the magazine are
+    /// not announced; that depot, and how many.
+    pub(super) fn take_uncounted(&self, kind: Kind, frames: &mut [FrameNumber]) -> (&Depot, usize) {
+        let begun = self.depots.find(&self.platform, |depot| Some((depot, depot.take_begun(kind)?)));
+        let Some((depot, mut magazine)) = begun else { return (self.depot(), 0) };
         let mut length = 0;
         for place in frames {
             let Some(frame) = self.cache.magazines().pop(&mut magazine) else { break };
             *place = frame;
             length += 1;
         }
-        self.depot.put(kind, magazine);
-        length
+        depot.put(kind, magazine);
+        (depot, length)
     }
 
     /// Brings up to [`CHUNK`] frames back to the source for good.

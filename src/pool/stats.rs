@@ -166,7 +166,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let counters = &self.counters;
         let reserve = u64::from(self.reserve.target().saturating_sub(self.wanted.missing()));
         let overflow = counters.overflowed.get().saturating_sub(counters.recovered.get());
-        let fill = self.depot.level().fill();
+        let fill = self.depots.fill();
         let stock = u64::from(fill.frames) + reserve;
         let cached = dirty.frames + clean.frames;
         let owned = u64::from(self.door.owned());
@@ -191,7 +191,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             waits: self.waiters.joined(),
             clean: u64::from(fill.clean) + clean.frames,
             cache_hits: dirty.popped + clean.popped,
-            depot_hits: self.depot.hits(),
+            depot_hits: self.depots.hits(),
             steals: counters.steals.get(),
             reserve_hits: counters.reserve_hits.get(),
             reserved: counters.reserved.get(),
@@ -201,7 +201,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             zeroed_hits: clean.popped + counters.zeroed_below.get(),
             cleared_inline: counters.cleared_inline.get(),
             cleared_ahead: counters.cleared_ahead.get(),
-            freed: dirty.pushed + clean.pushed + self.depot.freed(),
+            freed: dirty.pushed + clean.pushed + self.depots.freed(),
             refills: counters.refills.get(),
             refilled: counters.refilled.get(),
             source_failures: counters.source_failures.get(),

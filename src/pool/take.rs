@@ -10,7 +10,7 @@
 //! So a frame of either kind keeps either caller from failing (R8), and a clean frame is only spent on a caller who does not
 //! need it when there is no dirty one in the depot.
 
-use super::{AllocError, Class, FramePool, Request};
+use super::{AllocError, Class, FramePool, Request, depot::Depot};
 use crate::{
     platform::Platform,
     raw::{
@@ -69,11 +69,11 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             return Err(AllocError::Closed);
         }
         if let Some(frame) = self.take_from_side(Kind::Clean, Kind::Clean, miss) {
-            self.depot.count_hit();
+            self.depot().count_hit();
             self.count_zeroed(Kind::Clean, 1);
             return Ok(frame);
         }
-        let ring = self.depot.level().missed_clean();
+        let ring = self.depots.missed_clean(&self.platform);
         self.ring(ring);
         let popped = self.cache.pop(&self.platform);
         let (frame, kind) = match popped.or_else(|miss| self.cache.pop_again(&self.platform, miss)) {
@@ -104,10 +104,10 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             return Err(AllocError::Closed);
         }
         if let Some(taken) = self.take_from_depot(miss) {
-            self.depot.count_hit();
+            self.depot().count_hit();
             return Ok(taken);
         }
-        let ring = self.depot.level().missed();
+        let ring = self.depots.missed();
         self.ring(ring);
         if let Some(taken) = self.steal(request, miss) {
             self.counters.steals.add(1);
@@ -152,18 +152,24 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// Tier 2: loads a whole magazine of the side `from` into this CPU's slot on the side `into`, or takes one frame when the
     /// slot is busy.
     fn take_from_side(&self, from: Kind, into: Kind, miss: SlotMiss) -> Option<FrameNumber> {
+        self.depots.find(&self.platform, |depot| self.take_from(depot, from, into, miss))
+    }
+
+    /// As above, from one depot.
+    fn take_from(&self, depot: &Depot, from: Kind, into: Kind, miss: SlotMiss) -> Option<FrameNumber> {
         let magazines = self.cache.magazines();
         let (frame, drawn, ring) = if miss == SlotMiss::Busy {
-            let (frame, ring) = self.depot.take_one(magazines, from)?;
+            let (frame, ring) = depot.take_one(magazines, from)?;
             // The rest of the magazine was in our hands for a moment.
             self.announce();
             (Some(frame), 1, ring)
         } else {
-            let mut magazine = self.depot.take_stocked(from)?;
+            let mut magazine = depot.take_stocked(from)?;
             let frame = magazines.pop(&mut magazine);
-            let drawn = self.load_stocked(from, into, magazine) + u32::from(frame.is_some());
-            (frame, drawn, self.depot.count_drawn(from, drawn))
+            let drawn = self.load_stocked(depot, from, into, magazine) + u32::from(frame.is_some());
+            (frame, drawn, depot.count_drawn(from, drawn))
         };
+        let ring = self.depots.after_removal(depot, ring);
         if into == Kind::Clean {
             self.counters.clean_drawn.add(u64::from(drawn));
         }
@@ -173,20 +179,20 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
 
     /// Loads what is left of a magazine of the side `from` into the slot on the side `into`, or puts it on the depot when the
     /// slot is not empty any more; how many frames went into the slot. Does not count.
-    fn load_stocked(&self, from: Kind, into: Kind, magazine: Magazine) -> u32 {
+    fn load_stocked(&self, depot: &Depot, from: Kind, into: Kind, magazine: Magazine) -> u32 {
         let frames = magazine.length();
         if frames == 0 {
-            self.depot.put(from, magazine);
+            depot.put(from, magazine);
             return 0;
         }
         match self.cache_of(into).load_stocked(&self.platform, magazine) {
             Ok(empty) => {
-                self.depot.put(from, empty);
+                depot.put(from, empty);
                 self.announce();
                 frames
             }
             Err(unchanged) => {
-                self.put_back(from, unchanged);
+                self.put_back(depot, from, unchanged);
                 0
             }
         }
@@ -206,7 +212,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
 
     /// Tier 3: another CPU's magazine, from which one frame is taken and the rest goes into the slot.
     fn steal(&self, request: Request, miss: SlotMiss) -> Option<(FrameNumber, Kind)> {
-        let empty = self.depot.take_empty()?;
+        let (depot, empty) = self.depots.find(&self.platform, |depot| Some((depot, depot.take_empty()?)))?;
         let stolen = match self.cache.steal(&self.platform, empty) {
             Ok(stolen) => Ok((stolen, Kind::Dirty)),
             Err(empty) => self.clean_cache.steal(&self.platform, empty).map(|stolen| (stolen, Kind::Clean)),
@@ -214,7 +220,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         let (mut stolen, kind) = match stolen {
             Ok(stolen) => stolen,
             Err(empty) => {
-                self.depot.put(Kind::Dirty, empty);
+                depot.put(Kind::Dirty, empty);
                 return None;
             }
         };
@@ -226,7 +232,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
             let into = if request.is_zeroed() { kind } else { Kind::Dirty };
             match self.cache_of(into).load_stocked(&self.platform, stolen) {
                 Ok(empty) => {
-                    self.depot.put(kind, empty);
+                    depot.put(kind, empty);
                     self.announce();
                 }
                 Err(stolen) => self.return_to_stock(kind, stolen),

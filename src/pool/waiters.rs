@@ -125,7 +125,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         self.reserve.put(&self.wanted, kind, frame).map_err(|not_kept| match not_kept {
             NotKept::Full(kind, frame) => (kind, frame),
             NotKept::NoCell(frame) => {
-                let ring = self.depot.level().missed();
+                let ring = self.depots.missed();
                 self.ring(ring);
                 (kind, frame)
             }
@@ -221,10 +221,10 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
     /// would have to be told that they are back, since that takes the lock.
     fn take_idle(&self, frames: &mut [FrameNumber]) -> usize {
         for kind in [Kind::Dirty, Kind::Clean] {
-            let length = self.take_uncounted(kind, frames);
+            let (depot, length) = self.take_uncounted(kind, frames);
             if length > 0 {
-                let ring = self.depot.count_drawn(kind, length as u32);
-                self.ring(ring);
+                let ring = depot.count_drawn(kind, length as u32);
+                self.ring(self.depots.after_removal(depot, ring));
                 return length;
             }
         }

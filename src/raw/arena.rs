@@ -51,8 +51,11 @@ impl Measure {
         Self(Some(Layout::new::<()>()))
     }
 
-    /// Adds room for `count` values of `T`.
+    /// Adds room for `count` values of `T`; none need no room, nor a place that is aligned.
     pub fn array<T>(self, count: usize) -> Self {
+        if count == 0 {
+            return self;
+        }
         let extended =
             self.0.and_then(|layout| layout.extend(Layout::array::<T>(count).ok()?).ok().map(|(sum, _)| sum));
         Self(extended)
@@ -117,6 +120,9 @@ impl Arena {
 
     /// Takes `count` values of `T` off the arena and initialises them; nothing when there is no room.
     pub fn carve<T>(&mut self, count: usize, mut value: impl FnMut(usize) -> T) -> Option<Carved<T>> {
+        if count == 0 {
+            return Some(Carved { start: NonNull::dangling(), length: 0 });
+        }
         let padding = self.cursor.as_ptr().align_offset(align_of::<T>());
         let size = size_of::<T>().checked_mul(count)?;
         let taken = padding.checked_add(size)?;

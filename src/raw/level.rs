@@ -26,8 +26,14 @@
 //! Frames are counted in before they can be taken (`added`, `cleared` stand before the push) and counted out after they
 //! were taken (`removed`, `soiled` stand after the pop): the level is never less than what the depot holds, on either side.
 
+//!
+//! # Several levels (`raw/level/parts.rs`)
+//! A pool of several depots has a level for each, without a `low` of its own; each has a part of the pool's instead.
+
 use super::magazine::Kind;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+pub mod parts;
 
 /// The most frames that the word can count.
 pub(crate) const LEVEL_LIMIT: u32 = u32::MAX >> 1;
@@ -90,11 +96,14 @@ pub struct FillLevel {
     low: u32,
     max: u32,
     clean_low: AtomicU32,
+    /// One of several levels has this part of the pool's `low`.
+    part: AtomicU32,
 }
 
 impl FillLevel {
     pub fn new(low: u32, max: u32) -> Self {
-        Self { word: AtomicU64::new(0), low, max, clean_low: AtomicU32::new(0) }
+        let none = || AtomicU32::new(0);
+        Self { word: AtomicU64::new(0), low, max, clean_low: none(), part: none() }
     }
 
     /// Applies a transition; lock-free, a retry means that another context changed the level.

@@ -95,7 +95,9 @@ impl Shape {
         let mut marks = marks.map(|mark| mark.min(capacity));
         marks.sort_unstable();
         let [min, low, high, max] = marks;
-        let builder = Builder::new(capacity).cpus(cpus).magazine_size(magazine_size);
+        // One depot up to one for each CPU.
+        let depots = 1 + capacity as usize % cpus;
+        let builder = Builder::new(capacity).cpus(cpus).depots(depots).magazine_size(magazine_size);
         let builder = builder.watermarks(Watermarks { min, low, high, max });
         Self { builder: builder.fallback(FallbackPolicy::Always).idle_passes(2), zeroed }
     }

@@ -227,13 +227,13 @@ impl World<'_> {
         Ok(())
     }
 
-    /// INV-6: a crossing of `low` rings, once until the worker has passed; and so does a frame for somebody who waits.
+    /// INV-6: a crossing of `low` rings, and one of a clean side's mark for each depot, once until the worker has passed; and so does a frame for somebody who waits.
     fn audit_bell(&self, stats: &Stats) -> Result<(), String> {
         let before = self.before.get();
         let (rings, passes) = (self.host().rings.load(SeqCst) - before.rings, self.passes.load(SeqCst));
         let waits = self.waits.load(SeqCst);
         demand!(
-            rings <= 1 + passes + waits,
+            rings <= self.depots * (1 + passes) + waits,
             "INV-6: {rings} rings in {passes} passes, {waits} waits\n{stats}"
         );
         let low = stats.stock - stats.reserve < u64::from(MARKS.low - MARKS.min);

@@ -18,6 +18,8 @@ pub struct Situation {
     pub subject: Subject,
     /// What the thread has done since the pool was built.
     steps: Vec<Step>,
+    /// How many depots the pool has.
+    pub depots: usize,
 }
 
 /// What a state is about.
@@ -118,11 +120,11 @@ const CACHE: u32 = 2 * MAGAZINE;
 
 /// Every state that is tried.
 pub fn all() -> Vec<Situation> {
-    [tiers(), clean(), others(), quota(), tables(), units()].concat()
+    [tiers(), clean(), depots(), others(), quota(), tables(), units()].concat()
 }
 
 fn state(subject: Subject, steps: &[Step]) -> Situation {
-    Situation { subject, steps: steps.to_vec() }
+    Situation { subject, steps: steps.to_vec(), depots: 1 }
 }
 
 /// Where an allocation and a free find their frame and their place.
@@ -169,6 +171,26 @@ fn clean() -> Vec<Situation> {
     all.push(state(&[Take(4), TakeZeroed(2), Answer]));
     all.push(state(&[Take(ORDINARY - 1), TakeZeroed(1), Fail, Answer]));
     all
+}
+
+/// A depot for each of both CPUs: frames and magazines in this one's, in the other's, in both, or in none.
+fn depots() -> Vec<Situation> {
+    use Step::{Answer, Fail, Give, GiveZeroed, Migrate, Take, TakeZeroed};
+    let steps: [&[Step]; 12] = [
+        &[],
+        &[Take(CACHE - 1)],
+        &[Take(ORDINARY - 1)],
+        &[Take(ORDINARY)],
+        &[Take(ORDINARY + RESERVE), Fail, Answer],
+        &[Take(ORDINARY), Give(CACHE + 2)],
+        &[Take(ORDINARY), Migrate, Give(CACHE + 2), Migrate],
+        &[Take(ORDINARY), Migrate, Give(CACHE + 2), Migrate, Take(1), Answer],
+        &[Take(ORDINARY), Give(CACHE), Migrate, Give(2), Migrate],
+        &[Take(ORDINARY + RESERVE + LENT), Give(17)],
+        &[Take(ORDINARY), Migrate, GiveZeroed(CACHE + 1), Migrate],
+        &[Take(4), TakeZeroed(2), Answer],
+    ];
+    steps.map(|steps| Situation { depots: 2, ..state(Subject::Tiers, steps) }).into()
 }
 
 /// Reservations, crowds, and places for pools.
@@ -427,6 +449,6 @@ fn leave(world: &World<'_>, left: u32) {
 
 impl fmt::Display for Situation {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:?} after {:?}", self.subject, self.steps)
+        write!(formatter, "{:?} after {:?}, depots: {}", self.subject, self.steps, self.depots)
     }
 }

@@ -126,6 +126,7 @@ pub struct World<'w> {
     /// Those of the contexts, and behind them those of a crowd.
     pub hands: [Hand; LEVELS + CROWD],
     pub magazine: u32,
+    pub depots: u32,
     owners: [AtomicU8; FRAMES],
     violations: AtomicU32,
     /// Somebody has asked for frames of the reserve.
@@ -145,7 +146,7 @@ pub struct World<'w> {
 }
 
 impl<'w> World<'w> {
-    fn new(pool: &'w Pool<'w>, magazine: u32) -> Self {
+    fn new(pool: &'w Pool<'w>, magazine: u32, depots: u32) -> Self {
         Self {
             pool,
             #[cfg(feature = "vtd")]
@@ -159,6 +160,7 @@ impl<'w> World<'w> {
             shared: Kept::nothing(),
             hands: std::array::from_fn(Hand::new),
             magazine,
+            depots,
             owners: [const { AtomicU8::new(0) }; FRAMES],
             violations: AtomicU32::new(0),
             critical: AtomicBool::new(false),
@@ -332,6 +334,7 @@ pub fn stage<R>(
         .guarantees(situation.guaranteed())
         .initial(situation.initial())
         .cpus(situation.cpus())
+        .depots(situation.depots)
         .magazine_size(situation.magazine())
         .reservations(situation.reservations())
         .idle_passes(1)
@@ -356,7 +359,7 @@ fn perform_on<'p, R>(
 ) -> (R, Result<(), String>) {
     #[cfg(feature = "vtd")]
     let domain = situation.has_tables().then(|| super::tables::domain(pool));
-    let mut world = World::new(pool, situation.magazine());
+    let mut world = World::new(pool, situation.magazine(), situation.depots as u32);
     #[cfg(feature = "vtd")]
     {
         world.space = domain.as_ref().map(super::tables::Space::new);
