@@ -1,12 +1,15 @@
 //! The simulation of many CPUs (`examples/scale`): what it takes for a machine behaves like one, and the pool on it like the pool.
 #![allow(dead_code, reason = "the parts that the tests need")]
 
+#[path = "../examples/scale/line.rs"]
+mod line;
 #[path = "../examples/scale/machine.rs"]
 mod machine;
 #[path = "../examples/scale/workload.rs"]
 mod workload;
 
-use machine::{Class, Layout, Measured, NANOSECOND};
+use line::{Layout, NANOSECOND};
+use machine::{Class, Measured};
 use workload::{Run, Workload};
 
 fn run(workload: Workload, cpus: usize, nodes: usize) -> Measured {

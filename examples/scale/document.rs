@@ -17,10 +17,11 @@ makes its CPU wait for as long as the line takes to come. Nothing of the pool is
 exchange fails where another CPU was faster.";
 
 const DEPOTS: &str = "\
-With one depot for all CPUs, the head of a stack is what all want as soon as frames go through the depot, and beyond eight CPUs or so that do nothing else
+With one depot for all CPUs, the head of a stack is what all want as soon as frames go through the depot, and beyond some number of CPUs that do nothing else
 the pool does less the more there are. A depot for each node only moves that point. With a depot for each few CPUs (`Builder::depots`) no line is wanted by
 more CPUs than share a depot, whatever their number, and those whose own is empty look into different others; the time of a pair stays what it is with few
-CPUs. The worker is one CPU: what it alone brings from depot to depot all others would wait for, so it does no more than it must.";
+CPUs. The worker moves no magazines between depots: it is one CPU, and all others would look at the depot into which it has just put one. What a batch
+of 1,024 frames needs lies in the CPU's own two magazines, so it loads no depot at all.";
 
 const MODEL: &str = "\
 A line is with one CPU that may write it, or with any number that read it. Requests for one line are served one after the other, in the order in

@@ -2,16 +2,17 @@
 //! cache line that moves. The same on every machine.
 //!
 //! `cargo run --release --example scale -- --write docs` writes `docs/scale.md` and its plots; without `--write` the tables are only
-//! printed. `machine.rs` says what is simulated.
+//! printed. `machine.rs` and `line.rs` say what is simulated.
 
 mod document;
+mod line;
 mod machine;
 mod report;
 mod sizes;
 mod workload;
 
 use clap::Parser;
-use machine::{Layout, NANOSECOND, Time};
+use line::{Layout, NANOSECOND, Time};
 use report::Series;
 use std::{error::Error, path::PathBuf};
 use workload::{Run, Workload};
@@ -29,10 +30,10 @@ struct Arguments {
     #[arg(long, default_value_t = 8)]
     nodes: usize,
     /// Frames in a magazine.
-    #[arg(long, default_value_t = 255)]
+    #[arg(long, default_value_t = 1023)]
     magazine_size: u32,
     /// CPUs that share a depot, where there are several.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 8)]
     cpus_for_each_depot: usize,
     /// Nanoseconds for an access to a line that the CPU has.
     #[arg(long, default_value_t = 0.5)]

@@ -15,7 +15,7 @@ use std::{
 };
 
 /// Frames in a magazine: one less than a power of two wastes no memory.
-const SIZES: [u32; 5] = [31, 63, 127, 255, 511];
+const SIZES: [u32; 5] = [63, 127, 255, 511, 1023];
 /// CPUs for which the sizes are compared.
 const CPUS: [usize; 4] = [2, 4, 8, 64];
 /// Frames that a thread takes before it gives them back.
@@ -73,7 +73,7 @@ pub(crate) fn measured() -> Result<Table, Box<dyn Error>> {
 
 /// Nanoseconds a pair.
 fn batches(threads: usize, magazine_size: u32) -> Result<f64, Box<dyn Error>> {
-    let frames = 4 * BATCH * threads;
+    let frames = 8 * BATCH * threads;
     let pool = Builder::new(frames as u32)
         .initial(frames as u32)
         .magazine_size(magazine_size)

@@ -1,6 +1,9 @@
 //! What the CPUs do: the workloads, each on the real pool, over memory that is never touched.
 
-use crate::machine::{self, Extent, Layout, Measured, NANOSECOND, Time};
+use crate::{
+    line::{Layout, NANOSECOND, Time},
+    machine::{self, Extent, Measured},
+};
 use clap::ValueEnum;
 use framepool_injected::{
     AllocError, Builder, Claim, FallbackPolicy, Frame, FramePool, FrameSource, PhysAddr, Platform,
@@ -26,7 +29,7 @@ const EXTENTS: (Extent, Extent) =
 /// So few CPUs do as much as so many.
 const CPUS_LEAST: u64 = 128;
 /// The most frames that a CPU of the random walk has.
-const DEEPEST: u64 = 2048;
+const DEEPEST: u64 = 4096;
 /// Frames between a producer and its consumer.
 const QUEUE: usize = 256;
 /// How long one of them waits before it looks again: first this long, then twice as long, up to the second.
@@ -47,7 +50,7 @@ pub(crate) enum Workload {
     Batch,
     /// Half of the CPUs take frames, the other half, in the other half of the machine, give them back.
     ProducerConsumer,
-    /// Takes or gives frames until it has a number drawn at random, up to 2,048; the pool starts with less than that may need.
+    /// Takes or gives frames until it has a number drawn at random, up to 4,096; the pool starts with less than that may need.
     Walk,
 }
 
@@ -77,7 +80,7 @@ impl Workload {
                  them costs nothing."
             }
             Self::Walk => {
-                "Each CPU takes or gives frames until it has a number drawn at random, up to 2,048, and then draws the next. The pool starts \
+                "Each CPU takes or gives frames until it has a number drawn at random, up to 4,096, and then draws the next. The pool starts \
                  with less than that may need, and the worker fetches the rest."
             }
         }
@@ -92,7 +95,7 @@ impl Workload {
     const fn initial(self) -> u32 {
         match self {
             Self::Walk => DEEPEST as u32 * 7 / 8,
-            _ => 2 * BATCH as u32,
+            _ => 4 * BATCH as u32,
         }
     }
 }
@@ -184,7 +187,7 @@ impl Run {
     pub(crate) fn measure(self) -> Result<Measured, Box<dyn Error>> {
         let Self { workload, layout, magazine_size, depots } = self;
         let cpus = layout.cpus as u32;
-        let capacity = cpus * 4 * BATCH as u32;
+        let capacity = cpus * 8 * BATCH as u32;
         let initial = cpus * workload.initial();
         let marks = Watermarks { min: 0, low: cpus * 256, high: capacity, max: capacity };
         let host =

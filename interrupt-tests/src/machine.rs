@@ -294,6 +294,8 @@ impl Interrupter for Machine {
 
     const SECOND_WITHIN: usize = 150;
 
+    const SEVERAL_DEPOTS: bool = false;
+
     fn record(&self, call: Call<'_, '_>) -> Vec<usize> {
         RECORDED.store(LEVEL.load(SeqCst), SeqCst);
         let steps = self.count(call, usize::MAX, &|| ());

@@ -162,13 +162,15 @@ impl Builder {
         Self { cpus: Some(cpus), ..self }
     }
 
-    /// How many depots the pool has, 1 up to the number of CPUs: shared stocks of frames, each near a group of CPUs. A CPU that finds nothing in its
-    /// own looks into the others, so frames are found wherever they are. Default: 1.
+    /// How many depots the pool has, 1 up to the number of CPUs: shared stocks of frames, each near a group of CPUs. A CPU that finds
+    /// nothing in its own looks into the others, so frames are found wherever they are. Default: 1.
     ///
-    /// One is right while few CPUs at a time take and give more than their caches hold: up to about eight that do nothing else
-    /// (`docs/scale.md`). Machines on which many do should have one for each four CPUs or so, that share a cache at best, and a `low`
-    /// watermark of a magazine for each. With several, a pool is above `max` for the worker when it next passes, or when one depot alone is. Which CPU is near which is the platform's to say ([`Platform::depot_near`]); as provided, CPUs with neighbouring
-    /// numbers share one.
+    /// One is right while few CPUs at a time take and give more than their caches hold: up to about sixteen that do nothing else
+    /// (`docs/scale.md`). Machines on which many do should have one for each eight CPUs or so, that share a cache at best. Which CPU
+    /// is near which is the platform's to say ([`Platform::depot_near`]); as provided, CPUs with neighbouring numbers share one.
+    ///
+    /// The limits in instructions that the calls name are for one depot; each further one adds what a look into it takes to a call that
+    /// finds nothing nearer. That the pool is above `max` the worker sees when it next passes; it is rung for it when one depot alone is.
     ///
     /// ```
     /// # #[cfg(feature = "std")] {

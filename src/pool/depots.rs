@@ -51,45 +51,52 @@ impl Depots {
     }
 
     /// The number of the depot that is near the CPU that runs this code, as a hint (R3).
-    #[inline]
-    fn home(&self, platform: &impl Platform) -> usize {
-        if self.others.is_empty() { 0 } else { self.home_of(platform, platform.current_cpu()) }
-    }
-
+    #[cold]
     #[inline(never)]
-    fn home_of(&self, platform: &impl Platform, cpu: usize) -> usize {
-        let count = self.count();
+    fn home(&self, platform: &impl Platform) -> usize {
+        let (cpu, count) = (platform.current_cpu(), self.count());
         let number = platform.depot_near(cpu);
         number.map_or_else(|| cpu % self.cpus.max(1) * count / self.cpus.max(1), |number| number % count)
     }
 
     /// The depot that is near the CPU that runs this code.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn near(&self, platform: &impl Platform) -> &Depot {
-        self.of(self.home(platform))
+        if self.others.is_empty() { &self.first } else { self.of(self.home(platform)) }
     }
 
     /// What `look` finds in the first depot in which it finds something: looks into each once, into the one near this CPU first.
-    ///
-    /// The order of the others is by the bits in which their numbers differ: neighbours first, and CPUs of different depots that
-    /// find theirs empty look into different ones.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find<'d, T>(
         &'d self,
         platform: &impl Platform,
         mut look: impl FnMut(&'d Depot) -> Option<T>,
     ) -> Option<T> {
-        let home = self.home(platform);
-        look(self.of(home)).or_else(|| {
-            let distances = 1..self.count().next_power_of_two();
-            let mut numbers =
-                distances.map(|distance| home ^ distance).filter(|&number| number < self.count());
-            numbers.find_map(|number| look(self.of(number)))
-        })
+        if self.others.is_empty() {
+            return look(&self.first);
+        }
+        let mut found = None;
+        self.visit(self.home(platform), &mut |depot| {
+            found = look(depot);
+            found.is_some()
+        });
+        found
+    }
+
+    /// Shows `visit` each depot, the one near the CPU that runs this code first, until it says that this is enough.
+    ///
+    /// The order of the others is by the bits in which their numbers differ: neighbours first, and CPUs of different depots that
+    /// find theirs empty look into different ones.
+    #[cold]
+    #[inline(never)]
+    fn visit<'d>(&'d self, home: usize, visit: &mut dyn FnMut(&'d Depot) -> bool) {
+        let distances = 0..self.count().next_power_of_two();
+        let mut numbers = distances.map(|distance| home ^ distance).filter(|&number| number < self.count());
+        numbers.any(|number| visit(self.of(number)));
     }
 
     /// Whether the caller must ring who has just counted frames out of `depot`: its level says so with `ring`, or it has less than its part.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn after_removal(&self, depot: &Depot, ring: Ring) -> Ring {
         if self.others.is_empty() || ring == Ring::Yes { ring } else { depot.level().rings_below_part() }
     }

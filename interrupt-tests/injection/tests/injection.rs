@@ -33,6 +33,8 @@ impl Interrupter for Injection {
 
     const SECOND_WITHIN: usize = 25;
 
+    const SEVERAL_DEPOTS: bool = true;
+
     fn record(&self, call: Call<'_, '_>) -> Vec<Site> {
         recorded(|| (call.function)(call.world, call.hand))
     }

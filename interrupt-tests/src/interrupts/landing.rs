@@ -22,6 +22,9 @@ pub trait Interrupter {
     /// Points of a call within which the second of two nested interrupts comes.
     const SECOND_WITHIN: usize;
 
+    /// Whether pools of several depots are tried as well. Their instructions grow with the number of depots, for which there is no limit.
+    const SEVERAL_DEPOTS: bool;
+
     /// Makes the call; every point that it comes to, in order.
     fn record(&self, call: Call<'_, '_>) -> Vec<Self::Point>;
 

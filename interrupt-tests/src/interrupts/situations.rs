@@ -118,9 +118,10 @@ const FOR_UNITS: u32 = 11;
 /// Frames of both magazines of a cache.
 const CACHE: u32 = 2 * MAGAZINE;
 
-/// Every state that is tried.
-pub fn all() -> Vec<Situation> {
-    [tiers(), clean(), depots(), others(), quota(), tables(), units()].concat()
+/// Every state that is tried, of pools with `several_depots` too or of those with one.
+pub fn all(several_depots: bool) -> Vec<Situation> {
+    let depots = if several_depots { depots() } else { Vec::new() };
+    [tiers(), clean(), others(), quota(), tables(), units(), depots].concat()
 }
 
 fn state(subject: Subject, steps: &[Step]) -> Situation {

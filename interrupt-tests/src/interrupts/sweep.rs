@@ -70,7 +70,7 @@ impl<'i, I: Interrupter> Sweep<'i, I> {
 
     /// Sweeps over all states, and has `each` look at those in which the operation can run.
     pub fn run(&mut self, mut each: impl FnMut(&mut Self, &Situation)) {
-        for (number, state) in situations::all().iter().enumerate() {
+        for (number, state) in situations::all(I::SEVERAL_DEPOTS).iter().enumerate() {
             if state.is_for(self.operation) && !self.has_failed() && self.run_in(state, number as u64) {
                 each(self, state);
             }
