@@ -86,7 +86,7 @@ impl fmt::Display for FrameSize {
 }
 
 /// One frame, owned: linear, neither `Copy` nor `Clone`. Dropping it gives it back to its pool, from any context.
-/// At most 510 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
+/// At most 530 instructions in every state that the sweeps try (`docs/design.md`, Bounds).
 ///
 /// INV-1: a frame is in exactly one place; while this value lives, it is here.
 ///

@@ -84,7 +84,7 @@ impl Operation {
 const LIMITS: [(Operation, &str, [u64; CONTEXTS]); 43] = [
     (Operation::Alloc, "alloc", [2100, 2200, 2300, 2200]),
     (Operation::AllocZeroed, "alloc_zeroed", [1300, 3000, 1300, 0]),
-    (Operation::Free, "free", [420, 510, 510, 420]),
+    (Operation::Free, "free", [510, 530, 530, 530]),
     (Operation::FreeZeroed, "free_zeroed", [70, 70, 330, 0]),
     (Operation::AllocBulk, "alloc_bulk", [2800, 11800, 7100, 0]),
     (Operation::FreeBulk, "free_bulk", [810, 1600, 1500, 0]),
