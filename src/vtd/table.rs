@@ -190,14 +190,14 @@ impl<'t> Run<'t> {
     #[inline(always)]
     fn first_where(self, may_hold: impl Fn(Self) -> bool, holds: impl Fn(u64) -> bool) -> Option<usize> {
         const STRIDE: usize = 32;
-        for (number, stride) in self.0.chunks(STRIDE).enumerate() {
-            if may_hold(Run(stride))
-                && let Some(position) = Run(stride).values().position(&holds)
-            {
+        let find = |run: Self| if may_hold(run) { run.values().position(&holds) } else { None };
+        let (strides, rest) = self.0.as_chunks::<STRIDE>();
+        for (number, stride) in strides.iter().enumerate() {
+            if let Some(position) = find(Run(stride)) {
                 return Some(number * STRIDE + position);
             }
         }
-        None
+        find(Run(rest)).map(|position| strides.len() * STRIDE + position)
     }
 
     /// Empties all entries.
