@@ -183,7 +183,7 @@ impl<S: FrameSource, P: Platform> FramePool<S, P> {
         if !left.is_empty() {
             // No magazine there has room for them: elsewhere they are counted anew.
             let ring = depot.level().removed(Kind::Dirty, left.len() as u32);
-            self.ring(ring);
+            self.ring(self.depots.after_removal(depot, ring));
             left.iter().for_each(|&frame| self.put_one(Kind::Clean, frame));
         }
         length as u32

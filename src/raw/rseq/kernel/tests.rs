@@ -76,11 +76,12 @@ fn the_barrier_ends_the_sequence_of_the_cpu_that_it_names() {
                     sched_setaffinity(None, &set).unwrap();
                     wait_in_a_sequence(area, &begun, &stop)
                 });
+                // Ordering: SeqCst, like the next; the partner is the sequence, and speed does not matter here.
                 while begun.load(SeqCst) == 0 {
                     thread::yield_now();
                 }
                 assert!(area.end_sequences(cpu));
-                // Whoever is in the sequence still sees this.
+                // Ordering: SeqCst; whoever is in the sequence still sees this.
                 stop.store(1, SeqCst);
                 waiting.join().unwrap()
             });
