@@ -80,3 +80,25 @@ fn words_that_look_like_those_of_detached_tables_do_not_hold_readers_up() {
     unsafe { domain.close().complete() };
     assert_eq!(frames.live(), 2);
 }
+
+/// Found by fuzzing: the address of a part of a leaf that has every bit overflowed.
+#[test]
+fn a_large_leaf_of_any_bits_is_split() {
+    let frames = TestFrames::default();
+    let config = DomainConfig { page_sizes: PageSizes::SIZE_2M, ..DomainConfig::new(Levels::Three) };
+    let domain = SecondStageDomain::new(config, &frames).unwrap();
+    // SAFETY: no device walks these tables.
+    unsafe { domain.map(Iova::new(0), PhysAddr::new(0), 2 << 20, Permissions::READ).unwrap() };
+    let middle = PhysAddr::new(frames.words(domain.root())[0] & !0xFFF);
+    // SAFETY: the table is live, and nobody else is at it.
+    unsafe { frames.pointer(middle).cast::<u64>().write_volatile(u64::MAX) };
+    // SAFETY: no hardware walks these tables.
+    unsafe { domain.unmap(Iova::new(0x3000), 0x1000).unwrap().complete() };
+    let last = PhysAddr::new(frames.words(middle)[0] & !0xFFF);
+    assert_eq!(frames.words(last)[3], 0);
+    assert_eq!(domain.translate(Iova::new(0x3000)), None);
+    assert!(domain.translate(Iova::new(0x2000)).is_some());
+    // SAFETY: as above.
+    unsafe { domain.close().complete() };
+    assert_eq!(frames.live(), 0);
+}

@@ -154,11 +154,13 @@ pub trait Format: sealed::Sealed + 'static {
     fn table(table: PhysAddr) -> u64;
 
     /// The entry one level below that maps part `index` of the large leaf `leaf` at `level`, with all its other bits.
+    ///
+    /// The leaf's address ends in zeros where the index goes, unless somebody else has written it.
     #[doc(hidden)]
     #[inline(always)]
     fn part(leaf: u64, level: u32, index: u64) -> u64 {
         let large = if level == 2 { Self::PAGE_SIZE } else { 0 };
-        (leaf & !large) + (index << shift(level - 1, Self::INDEX_BITS))
+        leaf & !large | index << shift(level - 1, Self::INDEX_BITS)
     }
 
     /// What an entry at `level` says.
