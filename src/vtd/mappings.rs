@@ -94,7 +94,7 @@ impl<F: Format, S, L: FnMut(Mapping, u64) -> Result<(), S>> Visitor for Leaves<F
             }
             Entry::Leaf { target, permissions } => {
                 let size = size(place.level, F::INDEX_BITS);
-                let target = PhysAddr::new(target.as_u64() + (place.part.start & (size - 1)));
+                let target = PhysAddr::new(target.as_u64() | place.part.start & (size - 1));
                 let (iova, length) = (Iova::new(place.part.start), place.part.length());
                 (self.leaf)(Mapping { iova, target, length, permissions }, size).map(|()| Step::Skip)
             }
