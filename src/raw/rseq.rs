@@ -43,7 +43,7 @@
 //! is never owned in two ways.
 //!
 //! # Bounds
-//! Each attempt is a few instructions; after [`ATTEMPTS`] of them the caller goes to the depot, as from a slot that is taken. So
+//! Each attempt is a few instructions; after four of them (`rseq/attempts.rs`) the caller goes to the depot, as from a slot that is taken. So
 //! single-stepping in a debugger, which aborts every attempt, costs speed only. Operations on another CPU's slot are one
 //! system call each, made only for a slot that looks worth it; they do not wait for that CPU's code (INV-3): a second one that
 //! finds the gate shut goes away.
@@ -59,12 +59,13 @@
 
 use super::{
     claim::Claim,
-    magazine::{FrameNumber, Magazine},
+    magazine::FrameNumber,
     slot::{Loading, Slot, SlotMiss, SlotOwnership, SlotState, Slots, sealed},
     wanted::Wanted,
 };
 use crate::sync::{atomic::Ordering, hand_over};
 
+mod attempts;
 #[cfg(not(loom))]
 mod kernel;
 #[cfg(loom)]
@@ -76,9 +77,6 @@ mod section;
 use self::{kernel::Area, section::Unfinished};
 #[cfg(loom)]
 use model::{Area, Unfinished};
-
-/// How often a sequence is tried before its caller goes to the depot.
-const ATTEMPTS: usize = 4;
 
 /// Why a sequence did not commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,133 +152,6 @@ impl Rseq {
             Some(slot) if own < slots.restartable => Home::Own(slot),
             _ => Home::Claimed(slots.restartable),
         }
-    }
-
-    /// Loads the previous magazine of a slot if the loaded one does not suit and it does; whether another attempt may succeed.
-    fn turn_to_suited(
-        &self,
-        slots: &Slots,
-        slot: &Slot,
-        suits: impl Fn(u32) -> bool,
-    ) -> Result<(), SlotMiss> {
-        let state = state_of(slot).ok_or(SlotMiss::Busy)?;
-        let shape = slots.magazines.shape();
-        let turned = state.exchanged();
-        if suits(state.loaded_length(shape)) {
-            return Ok(());
-        }
-        if !suits(turned.loaded_length(shape)) {
-            return Err(SlotMiss::Unsuited);
-        }
-        // If this fails, the next attempt sees what has changed.
-        let _ = self.area.commit(slots, slot, state.word(), turned.word());
-        Ok(())
-    }
-
-    /// What `pop` does after an attempt that did not commit. The frame comes back through a reference: the result is then so
-    /// simple that the compiler keeps it apart from the one of the attempt that commits.
-    #[cold]
-    #[inline(never)]
-    fn pop_again(
-        &self,
-        slots: &Slots,
-        cpu: impl Fn() -> usize,
-        first: Unfinished,
-        frame: &mut FrameNumber,
-    ) -> Result<(), SlotMiss> {
-        let mut setback = first.settle(|slot| &slot.popped_apart);
-        for _ in 1..ATTEMPTS {
-            if setback == Setback::Left {
-                match self.home(slots, &cpu) {
-                    Home::Own(slot) => self.turn_to_suited(slots, slot, |length| length > 0)?,
-                    Home::Claimed(slot) => return Claim.pop(slots, || slot).map(|popped| *frame = popped),
-                }
-            }
-            match self.area.pop(slots) {
-                Ok(popped) => {
-                    *frame = popped;
-                    return Ok(());
-                }
-                Err(unfinished) => setback = unfinished.settle(|slot| &slot.popped_apart),
-            }
-        }
-        Err(SlotMiss::Busy)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn push_again(
-        &self,
-        slots: &Slots,
-        cpu: impl Fn() -> usize,
-        frame: FrameNumber,
-        wanted: &Wanted,
-        first: Unfinished,
-    ) -> Result<(), SlotMiss> {
-        let size = slots.magazines.shape().size();
-        let mut setback = first.settle(|slot| &slot.pushed_apart);
-        for _ in 1..ATTEMPTS {
-            if setback == Setback::Left {
-                match self.home(slots, &cpu) {
-                    Home::Own(_) if wanted.is_any() => return Err(SlotMiss::Wanted),
-                    Home::Own(slot) => self.turn_to_suited(slots, slot, |length| length < size)?,
-                    Home::Claimed(slot) => return Claim.push(slots, || slot, frame, wanted),
-                }
-            }
-            match self.area.push(slots, frame, wanted) {
-                Ok(()) => return Ok(()),
-                Err(unfinished) => setback = unfinished.settle(|slot| &slot.pushed_apart),
-            }
-        }
-        Err(SlotMiss::Busy)
-    }
-
-    /// Moves frames by `attempt`, from the number of those that have moved on, until `wanted` have, or the slot does not
-    /// suit; how many.
-    fn move_many(
-        &self,
-        slots: &Slots,
-        slot: &Slot,
-        wanted: usize,
-        suits: impl Fn(u32) -> bool,
-        mut attempt: impl FnMut(usize) -> Result<usize, Setback>,
-    ) -> usize {
-        let (mut moved, mut setbacks) = (0, 0);
-        while moved < wanted && setbacks < ATTEMPTS {
-            match attempt(moved) {
-                Ok(more) => moved += more,
-                Err(setback) => {
-                    setbacks += 1;
-                    if setback == Setback::Left && self.turn_to_suited(slots, slot, &suits).is_err() {
-                        break;
-                    }
-                }
-            }
-        }
-        moved
-    }
-
-    /// Replaces a magazine of this CPU's slot as `exchange` says.
-    fn replace(
-        &self,
-        slots: &Slots,
-        slot: &Slot,
-        arriving: Magazine,
-        exchange: impl Fn(SlotState, Magazine) -> Result<(SlotState, Magazine), Magazine>,
-    ) -> Result<Loading, Loading> {
-        let (index, length) = arriving.into_parts();
-        // SAFETY: laid down above, and taken up once: on the way out of this function, or as part of a state that is not stored.
-        let arriving = || unsafe { Magazine::from_parts(index, length) };
-        for _ in 0..ATTEMPTS {
-            let Some(state) = state_of(slot) else { break };
-            let Ok((after, leaving)) = exchange(state, arriving()) else { break };
-            // The states say which magazines are here and how full they are; what is in them does not matter to an exchange.
-            // So it is enough that the word is the same when it is replaced.
-            if self.area.commit(slots, slot, state.word(), after.word()).is_ok() {
-                return Ok(Loading(leaving));
-            }
-        }
-        Err(Loading(arriving()))
     }
 
     /// Whether the slot with this number is entered by sequences.
