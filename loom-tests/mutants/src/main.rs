@@ -2,7 +2,8 @@
 //!
 //! The list is `mutants.toml`. As many are tried at a time as there are CPUs, each in a copy of the sources under `target/mutants`, so
 //! that the crate itself carries no switches, and in target directories of its own: cargo cannot tell a package from its copy, and
-//! would take what was built from a mutant for what it builds from the original later. A mutant that does not build, or whose check
+//! would take what was built from a mutant for what it builds from the original later. Each workshop stays with the kinds of checks
+//! for which it has built the libraries that they use, as long as there are any. A mutant that does not build, or whose check
 //! passes, is an error. A check that hangs has failed: many a weakening makes a chain of links go round.
 
 use clap::Parser;
@@ -12,6 +13,7 @@ use nix::{
 };
 use serde::Deserialize;
 use std::{
+    collections::BTreeMap,
     env,
     error::Error,
     fs,
@@ -21,7 +23,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     thread,
@@ -82,6 +84,51 @@ enum Check {
     Sanitizer(String),
 }
 
+impl Check {
+    /// The target directory, in which libraries are built for checks of this kind.
+    fn target(&self) -> &'static str {
+        match self {
+            Self::Loom(_) => "loom",
+            Self::Guest(_) => "guest",
+            Self::Sanitizer(_) => "sanitizer",
+            Self::Program(_) | Self::Interrupts(_) | Self::Schedules(_) | Self::Soak(_) => "program",
+        }
+    }
+}
+
+/// The mutants that nobody has begun with, by the target directory of their checks.
+struct Waiting<'m> {
+    left: BTreeMap<&'static str, Vec<&'m Mutant>>,
+    /// For which some workshop has built.
+    built: Vec<&'static str>,
+}
+
+impl<'m> Waiting<'m> {
+    fn new(chosen: &[&'m Mutant]) -> Self {
+        let mut left: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        // The last is the next.
+        for mutant in chosen.iter().rev() {
+            left.entry(mutant.check.target()).or_default().push(*mutant);
+        }
+        Self { left, built: Vec::new() }
+    }
+
+    /// The next one for a workshop that has built for checks of some kinds: of these, or of those for which nobody has, or of those of
+    /// which most are left.
+    fn next(&mut self, own: &mut Vec<&'static str>) -> Option<&'m Mutant> {
+        let left = self.left.iter_mut().filter(|(_, mutants)| !mutants.is_empty());
+        let (target, mutants) = left.max_by_key(|(target, mutants)| {
+            (own.contains(target), !self.built.contains(target), mutants.len())
+        })?;
+        for built in [own, &mut self.built] {
+            if !built.contains(target) {
+                built.push(target);
+            }
+        }
+        mutants.pop()
+    }
+}
+
 /// What came of a mutant.
 #[derive(PartialEq)]
 enum Fate {
@@ -122,10 +169,12 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let list: List = toml::from_str(&fs::read_to_string(root.join("loom-tests/mutants/mutants.toml"))?)?;
     let chosen: Vec<&Mutant> = list.mutant.iter().filter(|mutant| arguments.choose(mutant)).collect();
     let jobs = arguments.jobs.map_or_else(thread::available_parallelism, Ok)?.get().min(chosen.len());
-    let (next, caught) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (waiting, caught) = (Mutex::new(Waiting::new(&chosen)), AtomicUsize::new(0));
     let work = |number: usize| -> Result<(), String> {
         let workshop = Workshop::new(&root, number).map_err(|error| error.to_string())?;
-        while let Some(mutant) = chosen.get(next.fetch_add(1, Relaxed)) {
+        let mut own = Vec::new();
+        let mut next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next(&mut own);
+        while let Some(mutant) = next() {
             let start = Instant::now();
             let fate = workshop.try_out(mutant).map_err(|error| error.to_string())?;
             caught.fetch_add(usize::from(fate == Fate::Caught), Relaxed);
