@@ -125,6 +125,32 @@ fn what_a_thread_leaves_in_the_cache_of_its_cpu_serves_the_next_one() {
 }
 
 #[test]
+fn bulk_calls_take_from_both_magazines_of_a_cache_and_fill_both() {
+    let cpu = cpus()[0];
+    for platform in [LinuxPlatform::new(), LinuxPlatform::claiming()] {
+        let pool = pool_on(platform, 32);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                assert!(move_to(cpu));
+                drop((0..8).map(|_| pool.alloc().unwrap()).collect::<Vec<_>>());
+                assert_eq!((pool.stats().cached, pool.stats().stock), (8, 24));
+                let singly: Vec<_> = (0..4).map(|_| pool.alloc().unwrap()).collect();
+                let before = pool.stats();
+                let mut frames = [const { None }; 8];
+                assert_eq!(pool.alloc_bulk(Request::ORDINARY, &mut frames[..4]).unwrap(), 4);
+                assert_eq!(pool.stats().cache_hits, before.cache_hits + 4, "the other magazine was full");
+                for (place, frame) in frames[4..].iter_mut().zip(singly) {
+                    *place = Some(frame);
+                }
+                pool.free_bulk(&mut frames);
+                assert_eq!((pool.stats().cached, pool.stats().stock), (8, 24), "both had room for all");
+            });
+        });
+        assert_complete(&pool, 32);
+    }
+}
+
+#[test]
 fn frames_in_the_caches_of_other_cpus_are_used_before_anything_fails() {
     let &[first, second, ..] = &cpus()[..] else { return };
     let pool = pool(8);

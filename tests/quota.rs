@@ -98,9 +98,9 @@ fn what_cannot_be_promised_is_refused() {
     drop((first, second));
     assert!(pool.quota(6, 6).is_ok(), "what was promised can be promised again");
     assert_accounts(&pool, 0);
-    let marks = Watermarks { min: 4, low: 4, high: 8, max: 8 };
-    let refused = shape(8).watermarks(marks).guarantees(5).memory_layout().unwrap_err();
-    assert_eq!(refused, BuildError::Guarantees { guarantees: 5, most: 4 });
+    let marks = Watermarks { min: 3, low: 3, high: 8, max: 8 };
+    let refused = shape(8).watermarks(marks).guarantees(6).memory_layout().unwrap_err();
+    assert_eq!(refused, BuildError::Guarantees { guarantees: 6, most: 5 });
 }
 
 /// Four pages apart enough that each needs a table of its own.

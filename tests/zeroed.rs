@@ -116,6 +116,20 @@ fn the_worker_clears_what_is_asked_for_and_nothing_before() {
 }
 
 #[test]
+fn a_stock_that_is_low_is_refilled_before_any_of_it_is_cleared() {
+    let marks = Watermarks { min: 0, low: 40, high: 64, max: 64 };
+    let pool = unknown(small(64).watermarks(marks), 64);
+    take_zeroed(&pool, 10).iter().for_each(soil);
+    let held: Vec<_> = (0..40).map(|_| pool.alloc().unwrap()).collect();
+    assert!(pool.stats().stock < 40);
+    assert_eq!(pool.maintain().cleared, 0);
+    drop(held);
+    assert!(pool.stats().stock >= 40);
+    assert_eq!(pool.maintain().cleared, 20);
+    assert_accounts(&pool, 0);
+}
+
+#[test]
 fn a_demand_that_has_gone_fades_and_its_frames_serve_others() {
     let pool = unknown(small(64), 64);
     drop(take_zeroed(&pool, 10));
