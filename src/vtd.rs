@@ -56,6 +56,7 @@ mod hardware;
 #[allow(unsafe_code, reason = "takes the caller's word that hardware has let go")]
 mod invalidation;
 mod join;
+mod limits;
 mod map;
 mod map_pages;
 mod mappings;

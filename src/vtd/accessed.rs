@@ -189,7 +189,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         bit: u64,
         bitmap: &mut [u64],
     ) -> Result<Invalidation<'_, A>, AccessedDirtyError> {
-        let span = self.config().span(iova, length)?;
+        let span = self.limits().span(iova, length)?;
         if !self.notes_accesses() {
             return Err(AccessedDirtyError::NotNoted);
         }

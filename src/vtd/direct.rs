@@ -6,7 +6,7 @@
 //! kept (`reclaim.rs`) nor to be linked again nor to be confirmed towards hardware (`tables.rs`). Everything else takes the long one.
 
 use super::{
-    Domain, TableFrames,
+    Domain, DomainConfig, TableFrames,
     bits::ADDRESS,
     format::{FLUSHED, Format, IDLE},
     table::{Run, Table},
@@ -14,6 +14,25 @@ use super::{
     width::{PAGE, Span, shift, size},
 };
 use crate::PhysAddr;
+
+/// What the short way looks for, worked out once from the shape of a domain.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShortWay {
+    /// The bits that the entry of a table has when nothing is to be done about it.
+    confirmed: u64,
+    /// All that are looked at for that.
+    looked_at: u64,
+    /// Where the index into the root begins in an address.
+    shift: u32,
+}
+
+impl ShortWay {
+    pub(crate) fn of<F: Format>(config: &DomainConfig) -> Self {
+        let confirmed = F::PRESENT | if config.hardware.coherent { 0 } else { FLUSHED };
+        let looked_at = confirmed | F::PAGE_SIZE | IDLE;
+        Self { confirmed, looked_at, shift: shift(config.levels.count(), F::INDEX_BITS) }
+    }
+}
 
 impl<F: Format, A: TableFrames> Domain<F, A> {
     /// The entries of the last level for `span`, if it is a part of one leaf table, and the way there is as it should be. The caller
@@ -26,11 +45,8 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
             return None;
         }
         let frames = &self.tables().frames;
-        // The bits that the entry of a table has when nothing is to be done about it, and all that are looked at for that.
-        let confirmed = F::PRESENT | if self.config().hardware.coherent { 0 } else { FLUSHED };
-        let looked_at = confirmed | F::PAGE_SIZE | IDLE;
+        let ShortWay { confirmed, looked_at, mut shift } = *self.short_way();
         let mut table = Table::at::<F, A>(frames, self.root());
-        let mut shift = shift(self.levels().count(), F::INDEX_BITS);
         while shift > PAGE.trailing_zeros() {
             let entry = table.load((span.start >> shift) as usize & const { (1 << F::INDEX_BITS) - 1 });
             if entry & looked_at != confirmed {

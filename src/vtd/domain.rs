@@ -1,17 +1,19 @@
 //! Owns an address space: its root table, its shape, and the checks at its door. Asks the allocator for table frames.
 
 use super::{
-    ClosedDomain, DomainError, DomainId, DomainStats, Hardware, Invalidation, MapError, RangeError,
-    TableFrames, UnmapError,
+    ClosedDomain, DomainError, DomainId, DomainStats, Hardware, Invalidation, MapError, TableFrames,
+    UnmapError,
+    direct::ShortWay,
     first_stage::FirstStage,
     format::{Format, Permissions, Stage},
+    limits::Limits,
     second_stage::SecondStage,
     table::Table,
     tables::Tables,
     unmap,
     walk::walk,
     walkers,
-    width::{Iova, Levels, PAGE, PageSizes, Span},
+    width::{Iova, Levels, PageSizes, Span},
 };
 use crate::PhysAddr;
 use core::{fmt, marker::PhantomData};
@@ -80,25 +82,9 @@ impl DomainConfig {
         Self { address_width, ..Self::new(levels) }
     }
 
-    /// All addresses of the domain.
-    pub(crate) const fn aperture(&self) -> Span {
-        let end = 1_u64.checked_shl(self.address_width as u32);
-        Span { start: 0, end: if let Some(end) = end { end } else { u64::MAX } }
-    }
-
-    /// The range of `length` bytes from `iova` on, if the domain can have it.
-    pub(crate) const fn span(&self, iova: Iova, length: u64) -> Result<Span, RangeError> {
-        let start = iova.as_u64();
-        if length == 0 {
-            return Err(RangeError::Empty);
-        }
-        if (start | length) & (PAGE - 1) != 0 {
-            return Err(RangeError::Misaligned { iova, length });
-        }
-        match start.checked_add(length) {
-            Some(end) if end <= self.aperture().end => Ok(Span { start, end }),
-            _ => Err(RangeError::BeyondWidth { iova, length, width: self.address_width }),
-        }
+    /// What no call may go beyond.
+    pub(crate) const fn limits(&self) -> Limits {
+        Limits::of(self)
     }
 }
 
@@ -132,6 +118,8 @@ pub struct Domain<F: Format, A: TableFrames> {
     tables: Tables<A>,
     root: PhysAddr,
     config: DomainConfig,
+    limits: Limits,
+    way: ShortWay,
     format: PhantomData<F>,
 }
 
@@ -173,7 +161,8 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
             return Err(DomainError::MapsUntold);
         }
         let tables = Tables::new(frames, &config);
-        let mut domain = Self { tables, root: PhysAddr::new(0), config, format: PhantomData };
+        let (limits, way) = (config.limits(), ShortWay::of::<F>(&config));
+        let mut domain = Self { tables, root: PhysAddr::new(0), config, limits, way, format: PhantomData };
         let mut first = domain.advance(1)?;
         domain.root = first.pop(&domain.tables.frames).ok_or(DomainError::OutOfFrames)?;
         domain.tables.flush(Table::at::<F, A>(&domain.tables.frames, domain.root).all());
@@ -244,7 +233,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// ```
     #[inline(always)]
     pub fn unmap(&self, iova: Iova, length: u64) -> Result<Invalidation<'_, A>, UnmapError> {
-        let span = self.config.span(iova, length)?;
+        let span = self.limits.span(iova, length)?;
         let _walk = self.tables.enter::<F>(span);
         match self.leaf_run(span) {
             Some(run) => {
@@ -332,9 +321,21 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         walk::<F, A, V>(&self.tables.frames, self.root, self.config.levels.count(), span, visitor)
     }
 
+    /// What no call may go beyond.
+    #[inline(always)]
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// What the short way to the last level looks for.
+    #[inline(always)]
+    pub(crate) fn short_way(&self) -> &ShortWay {
+        &self.way
+    }
+
     /// All addresses of the domain.
     pub(crate) fn aperture(&self) -> Span {
-        self.config.aperture()
+        self.limits.aperture()
     }
 
     /// What is left to be done now that `span` is mapped, in leaves of up to `largest` bytes.

@@ -10,7 +10,7 @@ use super::{
     width::{Iova, Span},
 };
 use crate::PhysAddr;
-use core::{fmt, mem};
+use core::fmt;
 
 /// How many ranges are kept apart; with more of them the whole domain is invalidated, which is cheaper by then.
 const RANGES: usize = 8;
@@ -43,17 +43,35 @@ impl From<Span> for IovaRange {
 #[must_use = "hardware must be told, and the table frames come back only through `complete`"]
 pub struct Invalidation<'d, A: TableFrames> {
     tables: &'d Tables<A>,
-    ranges: [Option<Span>; RANGES],
+    /// Mostly there is one range, and no table.
+    first: Option<Span>,
+    more: Option<[Option<Span>; RANGES - 1]>,
+    waiting: Option<WaitingTables<'d, A>>,
     whole_domain: bool,
     leaf_only: bool,
     /// Nothing was present before, and hardware does not remember that: it only holds writes back.
     write_buffer_only: bool,
     /// The least address mask with which hardware forgets each entry that changed.
     least_mask: u8,
+}
+
+/// Tables that hardware may still be walking.
+struct WaitingTables<'d, A: TableFrames> {
     detached: FrameList,
     parted: Option<PartedTables<'d, A>>,
     /// Detached too, but what they say still holds.
     joined: JoinedTables,
+}
+
+impl<A: TableFrames> WaitingTables<'_, A> {
+    fn none() -> Self {
+        Self { detached: FrameList::new(), parted: None, joined: JoinedTables::default() }
+    }
+
+    /// How many come back when hardware has let go, but for those that were parted.
+    fn detached(&self) -> u64 {
+        self.detached.count() + self.joined.count()
+    }
 }
 
 impl<'d, A: TableFrames> Invalidation<'d, A> {
@@ -62,14 +80,13 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     pub(crate) fn none(tables: &'d Tables<A>) -> Self {
         Self {
             tables,
-            ranges: [None; RANGES],
+            first: None,
+            more: None,
+            waiting: None,
             whole_domain: false,
             leaf_only: true,
             write_buffer_only: true,
             least_mask: 0,
-            detached: FrameList::new(),
-            parted: None,
-            joined: JoinedTables::default(),
         }
     }
 
@@ -77,7 +94,7 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     #[inline(always)]
     pub(crate) fn of(tables: &'d Tables<A>, span: Span) -> Self {
         let mut invalidation = Self::none(tables);
-        invalidation.ranges[0] = Some(span);
+        invalidation.first = Some(span);
         invalidation.write_buffer_only = false;
         invalidation
     }
@@ -117,46 +134,59 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     }
 
     fn cover(&mut self, span: Span) {
-        for range in &mut self.ranges {
-            match range {
-                Some(known) if known.start <= span.end && span.start <= known.end => {
-                    *known = Span { start: known.start.min(span.start), end: known.end.max(span.end) };
-                    return;
-                }
-                Some(_) => {}
-                None => {
-                    *range = Some(span);
-                    return;
-                }
-            }
+        let is_near = |known: &&mut Span| known.start <= span.end && span.start <= known.end;
+        if let Some(known) =
+            self.first.iter_mut().chain(self.more.iter_mut().flatten().flatten()).find(is_near)
+        {
+            *known = Span { start: known.start.min(span.start), end: known.end.max(span.end) };
+            return;
         }
-        self.whole_domain = true;
+        let place = match self.first {
+            None => Some(&mut self.first),
+            Some(_) => self.more.get_or_insert([None; RANGES - 1]).iter_mut().find(|range| range.is_none()),
+        };
+        match place {
+            Some(place) => *place = Some(span),
+            None => self.whole_domain = true,
+        }
+    }
+
+    /// The ranges that are known.
+    fn spans(&self) -> impl Iterator<Item = Span> + '_ {
+        self.first.into_iter().chain(self.more.iter().flatten().flatten().copied())
+    }
+
+    /// Where tables wait.
+    fn waiting(&mut self) -> &mut WaitingTables<'d, A> {
+        self.waiting.get_or_insert_with(WaitingTables::none)
     }
 
     /// Adds a table in whose place there is a leaf that says the same.
     pub(crate) fn join<F: Format>(&mut self, table: PhysAddr) {
-        self.joined.push::<F, A>(&self.tables.frames, table);
+        let frames = &self.tables.frames;
+        self.waiting().joined.push::<F, A>(frames, table);
     }
 
     pub(crate) fn take_frames(&mut self, detached: FrameList) {
-        self.detached.append(&self.tables.frames, detached);
+        let frames = &self.tables.frames;
+        self.waiting().detached.append(frames, detached);
     }
 
     /// Tables were parted, to be taken when hardware has forgotten them.
     pub(crate) fn set_parted(&mut self, parted: PartedTables<'d, A>) {
-        self.parted = Some(parted);
+        self.waiting().parted = Some(parted);
     }
 
     /// Blocks that contain all addresses for which tables wait in here.
     fn blocks(&self) -> impl Iterator<Item = PageBlock> {
-        let ranges = self.ranges.into_iter().flatten().filter(|_| !self.whole_domain);
+        let ranges = self.spans().filter(|_| !self.whole_domain);
         let blocks = ranges.map(|span| PageBlock::covering(span.into()));
         blocks.chain(self.whole_domain.then_some(PageBlock::ALL))
     }
 
     /// Whether there is nothing to be done.
     pub fn is_empty(&self) -> bool {
-        self.ranges.iter().all(Option::is_none) && !self.whole_domain && self.table_frames() == 0
+        self.first.is_none() && !self.whole_domain && self.table_frames() == 0
     }
 
     /// The tag of the domain in the caches of the hardware, as configured.
@@ -171,7 +201,7 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
 
     /// The ranges to invalidate, in no order; meaningless when the whole domain must be.
     pub fn ranges(&self) -> impl Iterator<Item = IovaRange> + '_ {
-        self.ranges.iter().flatten().map(|&span| span.into())
+        self.spans().map(IovaRange::from)
     }
 
     /// Whether only entries of pages changed, none that names a table: the invalidation hint (IH) of a page-selective
@@ -195,8 +225,10 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     /// How many table frames wait in here. Of a [reclaim](super::Domain::reclaim) that is the most: tables that a `map` has used again
     /// do not come back.
     pub fn table_frames(&self) -> u64 {
-        let parted = self.parted.as_ref().map_or(0, PartedTables::count);
-        self.detached.count() + self.joined.count() + parted
+        let all = |waiting: &WaitingTables<'d, A>| {
+            waiting.detached() + waiting.parted.as_ref().map_or(0, PartedTables::count)
+        };
+        self.waiting.as_ref().map_or(0, all)
     }
 
     /// The pages to forget, in naturally aligned blocks that hardware can forget each at once and of which none is smaller than an
@@ -305,18 +337,21 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
         if !core::ptr::eq(self.tables, other.tables) {
             return Err(other);
         }
-        for span in other.ranges.into_iter().flatten() {
+        for span in other.spans() {
             self.cover(span);
         }
         self.whole_domain |= other.whole_domain;
         self.leaf_only &= other.leaf_only;
         self.write_buffer_only &= other.write_buffer_only;
         self.least_mask = self.least_mask.max(other.least_mask);
-        let detached = mem::replace(&mut other.detached, FrameList::new());
-        self.take_frames(detached);
-        // There is one turn, so one of both has none.
-        self.parted = self.parted.take().or(other.parted.take());
-        self.joined.append(&self.tables.frames, mem::take(&mut other.joined));
+        if let Some(others) = other.waiting.take() {
+            let frames = &self.tables.frames;
+            let own = self.waiting();
+            own.detached.append(frames, others.detached);
+            // There is one turn, so one of both has none.
+            own.parted = own.parted.take().or(others.parted);
+            own.joined.append(frames, others.joined);
+        }
         Ok(())
     }
 
@@ -332,7 +367,8 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     /// entries included unless [`leaf_only`](Self::leaf_only); nothing walks the detached tables any more.
     #[inline(always)]
     pub unsafe fn complete(self) {
-        if self.table_frames() > 0 || self.parted.is_some() {
+        // Nothing is moved in the common case.
+        if self.waiting.is_some() {
             self.retire();
         }
     }
@@ -340,12 +376,13 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     /// Hands over all tables that wait in here.
     #[inline(never)]
     fn retire(mut self) {
-        let mut detached = mem::replace(&mut self.detached, FrameList::new());
-        if let Some(parted) = self.parted.take() {
-            detached.append(&self.tables.frames, parted.take(self.tables));
+        let Some(waiting) = self.waiting.take() else { return };
+        let (tables, mut detached) = (self.tables, waiting.detached);
+        if let Some(parted) = waiting.parted {
+            detached.append(&tables.frames, parted.take(tables));
         }
-        detached.append(&self.tables.frames, mem::take(&mut self.joined).into_list(&self.tables.frames));
-        self.tables.retire(detached, self.blocks());
+        detached.append(&tables.frames, waiting.joined.into_list(&tables.frames));
+        tables.retire(detached, self.blocks());
     }
 }
 
@@ -357,7 +394,7 @@ const fn mask_of(size: u64) -> u8 {
 impl<A: TableFrames> Drop for Invalidation<'_, A> {
     #[inline]
     fn drop(&mut self) {
-        let frames = self.detached.count() + self.joined.count();
+        let frames = self.waiting.as_ref().map_or(0, WaitingTables::detached);
         if frames > 0 {
             self.tables.frames.leaked(frames);
         }
@@ -369,7 +406,8 @@ impl<A: TableFrames> fmt::Debug for Invalidation<'_, A> {
         formatter
             .debug_struct("Invalidation")
             .field("domain_id", &self.domain_id())
-            .field("ranges", &self.ranges)
+            .field("first", &self.first)
+            .field("more", &self.more)
             .field("whole_domain", &self.whole_domain)
             .field("leaf_only", &self.leaf_only)
             .field("least_mask", &self.least_mask)

@@ -209,7 +209,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// ```
     #[allow(unsafe_code, reason = "states duties that only the caller can keep")]
     pub unsafe fn join(&self, iova: Iova, length: u64) -> Result<Invalidation<'_, A>, RangeError> {
-        let span = self.config().span(iova, length)?;
+        let span = self.limits().span(iova, length)?;
         let tables = self.tables();
         let _walk = tables.enter::<F>(span);
         let mut invalidation = Invalidation::none(tables);

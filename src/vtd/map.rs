@@ -16,42 +16,27 @@ use super::{
     tables::Tables,
     targets::{Piece, Targets},
     walk::{Place, Step, Visitor, index},
-    width::{INTERRUPTS, Iova, PAGE, PageSizes, Span, size},
+    width::{Iova, PAGE, PageSizes, Span, size},
 };
 use crate::PhysAddr;
 use core::marker::PhantomData;
 
-impl DomainConfig {
+impl<F: Format, A: TableFrames> Domain<F, A> {
     /// The range of `length` bytes from `iova` on, if it can be mapped with `permissions`.
-    pub(crate) fn check_map<F: Format>(
+    #[inline(always)]
+    pub(crate) fn span_to_map(
         &self,
         iova: Iova,
         length: u64,
         permissions: Permissions,
     ) -> Result<Span, MapError> {
-        let span = self.span(iova, length)?;
+        let span = self.limits().span(iova, length)?;
         F::STAGE.check_permissions(permissions)?;
         Ok(span)
     }
 
-    /// Refuses physical ranges that no leaf may name.
-    pub(crate) fn check_target(&self, target: PhysAddr, length: u64) -> Result<(), MapError> {
-        let width = self.host_address_width;
-        if !target.is_aligned(PAGE) {
-            return Err(MapError::TargetMisaligned { target });
-        }
-        let Some(end) = target.as_u64().checked_add(length).filter(|&end| end <= 1 << width) else {
-            return Err(MapError::TargetBeyondWidth { target, length, width });
-        };
-        if (Span { start: target.as_u64(), end }).meets(INTERRUPTS) {
-            return Err(MapError::InterruptTarget { target, length });
-        }
-        Ok(())
-    }
-}
-
-impl<F: Format, A: TableFrames> Domain<F, A> {
     /// What is asked for, if it can be.
+    #[inline(always)]
     pub(crate) fn wish_to_map(
         &self,
         iova: Iova,
@@ -59,11 +44,10 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         length: u64,
         permissions: Permissions,
     ) -> Result<(Span, Wish<Piece>), MapError> {
-        let config = self.config();
-        let span = config.check_map::<F>(iova, length, permissions)?;
-        config.check_target(target, length)?;
+        let span = self.span_to_map(iova, length, permissions)?;
+        self.limits().check_target(target, length)?;
         let targets = Piece { distance: target.as_u64().wrapping_sub(iova.as_u64()) };
-        Ok((span, Wish::new::<F>(targets, permissions, &config)))
+        Ok((span, Wish::new::<F>(targets, permissions, &self.config())))
     }
 
     /// Maps `span` as wished, with frames from `take`, which is asked for all that it can need, or none.

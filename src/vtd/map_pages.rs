@@ -39,12 +39,11 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         pages: &[PhysAddr],
         permissions: Permissions,
     ) -> Result<F::Mapped<'_, A>, MapError> {
-        let config = self.config();
         let length = (pages.len() as u64).saturating_mul(PAGE);
-        let span = config.check_map::<F>(iova, length, permissions)?;
-        pages.iter().try_for_each(|&page| config.check_target(page, PAGE))?;
+        let span = self.span_to_map(iova, length, permissions)?;
+        pages.iter().try_for_each(|&page| self.limits().check_target(page, PAGE))?;
         let targets = Scattered { start: span.start, pages };
-        self.carry_out(span, Wish::new::<F>(targets, permissions, &config), |missing| {
+        self.carry_out(span, Wish::new::<F>(targets, permissions, &self.config()), |missing| {
             self.advance_all(missing)
         })
     }

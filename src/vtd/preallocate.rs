@@ -54,7 +54,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn preallocate(&self, iova: Iova, length: u64) -> Result<F::Mapped<'_, A>, MapError> {
-        let span = self.config().span(iova, length)?;
+        let span = self.limits().span(iova, length)?;
         let config = self.config().with_small_pages();
         let wish = map::Wish::new::<F>(Piece { distance: 0 }, Permissions::READ, &config);
         let _walk = self.tables().enter::<F>(span);
@@ -85,7 +85,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// # Errors
     /// [`RangeError`].
     pub fn release(&self, iova: Iova, length: u64) -> Result<(), RangeError> {
-        let span = self.config().span(iova, length)?;
+        let span = self.limits().span(iova, length)?;
         let tables = self.tables();
         let _walk = tables.enter::<F>(span);
         // From below: a table that names one that is to be kept is to be kept itself.

@@ -146,7 +146,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         length: u64,
         permissions: Permissions,
     ) -> Result<Invalidation<'_, A>, ProtectError> {
-        let span = self.config().span(iova, length)?;
+        let span = self.limits().span(iova, length)?;
         F::STAGE.check_permissions(permissions)?;
         let tables = self.tables();
         let _walk = tables.enter::<F>(span);

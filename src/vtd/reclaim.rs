@@ -132,7 +132,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn reclaim(&self, iova: Iova, length: u64) -> Result<Invalidation<'_, A>, ReclaimError> {
-        let span = self.config().span(iova, length)?;
+        let span = self.limits().span(iova, length)?;
         let tables = self.tables();
         let mut turn = tables.reclaiming().hold().ok_or(ReclaimError::InProgress)?;
         let mut invalidation = Invalidation::none(tables);

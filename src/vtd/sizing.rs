@@ -42,7 +42,7 @@ impl DomainConfig {
     /// assert_eq!(frames(Levels::Four, PageSizes::SIZE_2M, 4096), Ok(131)); // no large leaf can name this target
     /// ```
     pub const fn tables_for(&self, iova: Iova, target: PhysAddr, length: u64) -> Result<u64, RangeError> {
-        let span = match self.span(iova, length) {
+        let span = match self.limits().span(iova, length) {
             Ok(span) => span,
             Err(error) => return Err(error),
         };
@@ -112,8 +112,8 @@ impl DomainConfig {
     }
 
     const fn tables_for_ranges(&self, ranges: u64, length: u64) -> Result<u64, RangeError> {
-        let aperture = match self.span(Iova::new(0), length) {
-            Ok(_) => self.aperture(),
+        let aperture = match self.limits().span(Iova::new(0), length) {
+            Ok(_) => self.limits().aperture(),
             Err(error) => return Err(error),
         };
         let mut tables = 1;
@@ -146,7 +146,7 @@ impl DomainConfig {
     /// assert_eq!(large.tables_for_memory(16 * GIB, 4), Ok(4 * (2 + 2))); // no large leaf lies over the interrupt range
     /// ```
     pub const fn tables_for_memory(&self, memory: u64, devices: u32) -> Result<u64, RangeError> {
-        let all = match self.span(Iova::new(0), memory) {
+        let all = match self.limits().span(Iova::new(0), memory) {
             Ok(span) => span,
             Err(error) => return Err(error),
         };
