@@ -4,7 +4,7 @@
 
 use framepool::Frame;
 use loom::sync::Arc;
-use loom_tests::{Watched, on_cpu, pool};
+use loom_tests::{UNBOUNDED, Watched, on_cpu, pool};
 
 /// A pool of one CPU with one soiled frame, in the dirty stock of the depot, and a worker that wants to clear it.
 fn one_soiled_frame() -> Arc<Watched> {
@@ -51,7 +51,7 @@ fn a_frame_that_the_worker_clears_is_there_for_an_ordinary_caller_too() {
 
 #[test]
 fn a_frame_that_is_promised_to_be_zero_goes_to_a_caller_of_either_kind() {
-    loom_tests::model(4, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool(2, 1, 1, 0);
         let frame = watched.pool.alloc_zeroed().unwrap();
         watched.touch(&frame);

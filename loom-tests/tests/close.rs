@@ -3,11 +3,11 @@
 #![allow(missing_docs)]
 
 use loom::sync::Arc;
-use loom_tests::{on_cpu, pool};
+use loom_tests::{UNBOUNDED, on_cpu, pool};
 
 #[test]
 fn a_frame_that_is_freed_while_the_pool_closes_is_neither_lost_nor_given_back_early() {
-    loom_tests::model(8, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool(1, 1, 1, 0);
         let frame = watched.pool.alloc().unwrap();
         watched.touch(&frame);
@@ -32,7 +32,7 @@ fn a_frame_that_is_freed_while_the_pool_closes_is_neither_lost_nor_given_back_ea
 
 #[test]
 fn an_allocation_while_the_pool_closes_gets_a_frame_or_is_told() {
-    loom_tests::model(5, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool(1, 1, 1, 0);
         drop(watched.pool.alloc().unwrap());
         let caller = {
@@ -56,7 +56,7 @@ fn an_allocation_while_the_pool_closes_gets_a_frame_or_is_told() {
 
 #[test]
 fn an_allocation_that_is_past_the_sign_when_it_is_put_up_keeps_its_frame() {
-    loom_tests::model(4, || {
+    loom_tests::model(7, || {
         // The frame is in the depot, where the caller goes after it has seen that the pool is open.
         let watched = pool(1, 1, 1, 0);
         let caller = {

@@ -13,7 +13,7 @@ use loom::{
     sync::{Arc, atomic::AtomicU64},
     thread,
 };
-use loom_tests::model;
+use loom_tests::{UNBOUNDED, model};
 use std::{ptr::NonNull, sync::Mutex};
 
 /// A unit that snoops, with four levels.
@@ -78,7 +78,7 @@ fn attach(tables: &Tables, at: SourceId, domain: u16) -> Result<(), AttachError>
 
 #[test]
 fn two_first_devices_of_a_bus_share_one_table() {
-    model(6, || {
+    model(UNBOUNDED, || {
         let shared = tables(3);
         let other = Arc::clone(&shared);
         let second = thread::spawn(move || attach(&other, device(1), 9));
@@ -92,7 +92,7 @@ fn two_first_devices_of_a_bus_share_one_table() {
 
 #[test]
 fn of_two_entries_for_a_device_one_is_refused() {
-    model(6, || {
+    model(UNBOUNDED, || {
         let shared = tables(3);
         attach(&shared, device(1), 7).unwrap();
         let other = Arc::clone(&shared);
@@ -107,7 +107,7 @@ fn of_two_entries_for_a_device_one_is_refused() {
 
 #[test]
 fn whoever_sees_an_entry_sees_all_of_it() {
-    model(6, || {
+    model(UNBOUNDED, || {
         let shared = tables(3);
         attach(&shared, device(1), 7).unwrap();
         let other = Arc::clone(&shared);
@@ -120,7 +120,7 @@ fn whoever_sees_an_entry_sees_all_of_it() {
 
 #[test]
 fn an_entry_that_goes_is_seen_whole_or_not_at_all() {
-    model(6, || {
+    model(UNBOUNDED, || {
         let shared = tables(3);
         attach(&shared, device(0), 8).unwrap();
         let other = Arc::clone(&shared);
@@ -134,7 +134,7 @@ fn an_entry_that_goes_is_seen_whole_or_not_at_all() {
 
 #[test]
 fn a_place_is_free_only_when_the_removal_is_complete() {
-    model(6, || {
+    model(UNBOUNDED, || {
         let shared = tables(3);
         attach(&shared, device(0), 8).unwrap();
         let other = Arc::clone(&shared);
@@ -149,7 +149,7 @@ fn a_place_is_free_only_when_the_removal_is_complete() {
 
 #[test]
 fn of_two_removals_one_is_refused() {
-    model(6, || {
+    model(UNBOUNDED, || {
         let shared = tables(3);
         attach(&shared, device(0), 8).unwrap();
         let other = Arc::clone(&shared);

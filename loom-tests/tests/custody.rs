@@ -10,7 +10,7 @@ use loom::{
     sync::{Arc, atomic::AtomicU32},
     thread,
 };
-use loom_tests::model;
+use loom_tests::{UNBOUNDED, model};
 
 fn custodies(custody: Custody) -> Arc<Custodies> {
     let layout = Measure::new().array::<AtomicU32>(1).finish().unwrap();
@@ -23,7 +23,7 @@ fn custodies(custody: Custody) -> Arc<Custodies> {
 
 #[test]
 fn of_two_who_give_one_frame_back_one_is_refused_and_nobody_gets_it_afterwards() {
-    model(4, || {
+    model(UNBOUNDED, || {
         let custodies = custodies(Custody::OUT);
         let other = {
             let custodies = Arc::clone(&custodies);
@@ -38,7 +38,7 @@ fn of_two_who_give_one_frame_back_one_is_refused_and_nobody_gets_it_afterwards()
 
 #[test]
 fn a_frame_is_handed_out_to_one_owner_whoever_gives_it_back_a_second_time_meanwhile() {
-    model(4, || {
+    model(UNBOUNDED, || {
         let custodies = custodies(Custody::POISONED);
         let again = {
             let custodies = Arc::clone(&custodies);

@@ -4,7 +4,7 @@
 
 use framepool::vtd::{DomainId, DomainIds};
 use loom::{cell::UnsafeCell, sync::Arc, thread};
-use loom_tests::model;
+use loom_tests::{UNBOUNDED, model};
 
 /// Ids 1 and 2, and what each owner does under its id, as loom watches it.
 struct Watched {
@@ -37,7 +37,7 @@ impl Watched {
 
 #[test]
 fn two_takers_never_get_the_same_id() {
-    model(6, || {
+    model(UNBOUNDED, || {
         let shared = Watched::new(3);
         let other = Arc::clone(&shared);
         let taker = thread::spawn(move || other.ids.take().inspect(|&id| other.touch(id)));
@@ -51,7 +51,7 @@ fn two_takers_never_get_the_same_id() {
 
 #[test]
 fn the_next_owner_sees_what_was_done_under_the_id() {
-    model(6, || {
+    model(UNBOUNDED, || {
         let shared = Watched::new(2);
         let other = Arc::clone(&shared);
         let user = thread::spawn(move || other.take_use_and_give());
@@ -64,7 +64,7 @@ fn the_next_owner_sees_what_was_done_under_the_id() {
 
 #[test]
 fn a_taker_in_between_does_not_hide_what_was_done_under_another_id() {
-    model(6, || {
+    model(UNBOUNDED, || {
         let shared = Watched::new(3);
         let first = shared.ids.take().unwrap();
         shared.touch(first);

@@ -10,7 +10,7 @@ use framepool::{
     },
 };
 use loom::{sync::Arc, thread};
-use loom_tests::{Count, model};
+use loom_tests::{Count, UNBOUNDED, model};
 
 struct Shared {
     level: FillLevel,
@@ -35,7 +35,7 @@ impl Shared {
 
 #[test]
 fn of_two_callers_below_low_exactly_one_rings() {
-    model(8, || {
+    model(UNBOUNDED, || {
         let shared = shared(2, 2);
         let other = {
             let shared = Arc::clone(&shared);
@@ -69,7 +69,7 @@ fn the_worker_never_sleeps_through_a_crossing() {
 /// The worker answers a first crossing while the second happens: the second is rung again or seen by the answer.
 #[test]
 fn a_crossing_during_the_answer_rings_again_or_is_seen() {
-    model(8, || {
+    model(UNBOUNDED, || {
         let shared = shared(2, 2);
         shared.take();
         let caller = {
@@ -86,7 +86,7 @@ fn a_crossing_during_the_answer_rings_again_or_is_seen() {
 /// The two sides share the word: whichever crossing comes first rings for both.
 #[test]
 fn of_a_caller_below_low_and_one_who_lacks_clean_frames_exactly_one_rings() {
-    model(8, || {
+    model(UNBOUNDED, || {
         let shared = shared(3, 3);
         let _ = shared.level.added(Kind::Clean, 1);
         shared.level.set_clean_low(1);
@@ -109,7 +109,7 @@ fn of_a_caller_below_low_and_one_who_lacks_clean_frames_exactly_one_rings() {
 /// What the ringer did before it rang is there for the sleeper.
 #[test]
 fn a_ring_publishes_what_was_done_before_it() {
-    model(8, || {
+    model(UNBOUNDED, || {
         let shared = Arc::new((Doorbell::new(), loom::cell::UnsafeCell::new(0u32)));
         struct Send2(Arc<(Doorbell, loom::cell::UnsafeCell<u32>)>);
         // SAFETY: the cell is written before the ring and read after the wait; loom checks it.

@@ -4,7 +4,7 @@
 
 use framepool::{Builder, FallbackPolicy, Watermarks};
 use loom::sync::Arc;
-use loom_tests::{on_cpu, pool, watched};
+use loom_tests::{UNBOUNDED, on_cpu, pool, watched};
 
 #[test]
 fn a_cpu_that_uses_its_cache_while_it_is_drained_loses_nothing() {
@@ -24,7 +24,7 @@ fn a_cpu_that_uses_its_cache_while_it_is_drained_loses_nothing() {
 
 #[test]
 fn a_free_into_a_cache_that_is_drained_finds_a_place() {
-    loom_tests::model(4, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool(1, 1, 2, 0);
         let frame = watched.pool.alloc().unwrap();
         drop(watched.pool.alloc().unwrap());
@@ -45,7 +45,7 @@ fn a_free_into_a_cache_that_is_drained_finds_a_place() {
 
 #[test]
 fn two_that_drain_the_same_cpu_move_each_frame_once() {
-    loom_tests::model(4, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool(1, 2, 2, 0);
         drop((watched.pool.alloc().unwrap(), watched.pool.alloc().unwrap()));
         let other = {

@@ -3,11 +3,11 @@
 #![allow(missing_docs)]
 
 use loom::sync::Arc;
-use loom_tests::{on_cpu, pool};
+use loom_tests::{UNBOUNDED, on_cpu, pool};
 
 #[test]
 fn two_cpus_exchange_magazines_with_the_depot() {
-    loom_tests::model(6, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool(2, 1, 2, 0);
         let other = {
             let watched = Arc::clone(&watched);
@@ -39,7 +39,7 @@ fn a_full_slot_gives_its_magazine_to_a_cpu_that_has_none() {
 
 #[test]
 fn a_partial_magazine_keeps_its_length_on_the_way_through_the_depot() {
-    loom_tests::model(6, || {
+    loom_tests::model(UNBOUNDED, || {
         // Three frames in magazines of two: one full, one partial.
         let watched = pool(2, 2, 3, 0);
         let other = {

@@ -3,11 +3,11 @@
 #![allow(missing_docs)]
 
 use loom::sync::Arc;
-use loom_tests::{on_cpu, pool};
+use loom_tests::{UNBOUNDED, on_cpu, pool};
 
 #[test]
 fn an_interrupt_inside_an_operation_gets_a_frame_of_its_own() {
-    loom_tests::model(6, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool(1, 2, 2, 0);
         drop(watched.pool.alloc());
         let interrupt = {
@@ -22,7 +22,7 @@ fn an_interrupt_inside_an_operation_gets_a_frame_of_its_own() {
 
 #[test]
 fn an_interrupt_that_keeps_its_frame_takes_it_from_nobody() {
-    loom_tests::model(6, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool(1, 1, 2, 0);
         let interrupt = {
             let watched = Arc::clone(&watched);
@@ -49,7 +49,7 @@ fn an_interrupt_that_keeps_its_frame_takes_it_from_nobody() {
 
 #[test]
 fn an_interrupt_that_frees_finds_a_place() {
-    loom_tests::model(6, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool(1, 1, 2, 0);
         let (first, second) = (watched.pool.alloc().unwrap(), watched.pool.alloc().unwrap());
         watched.touch(&second);

@@ -5,7 +5,7 @@
 use framepool::vtd::{Iova, Permissions};
 use loom::thread;
 use loom_tests::{
-    model,
+    UNBOUNDED, model,
     tables::{
         PAGE, TinyDomain, TinyFrames, close, is_mapped, join, map, noting_domain, protect, take_accessed,
         take_dirty,
@@ -28,7 +28,7 @@ fn rights(domain: &TinyDomain, page: u64) -> Permissions {
 
 #[test]
 fn a_write_beside_the_split_of_its_leaf_is_noted_and_the_leaf_is_split() {
-    model(3, || {
+    model(UNBOUNDED, || {
         let domain = noting_domain(&TinyFrames::new(3));
         assert!(beside_a_write(1, &domain, |domain| protect(domain, 0)), "page 1 is writable all the time");
         assert_eq!((rights(&domain, 0), rights(&domain, 1)), (Permissions::READ, Permissions::all()));
@@ -39,7 +39,7 @@ fn a_write_beside_the_split_of_its_leaf_is_noted_and_the_leaf_is_split() {
 
 #[test]
 fn a_write_beside_the_loss_of_the_right_to_it_is_noted_if_it_was_done() {
-    model(3, || {
+    model(UNBOUNDED, || {
         let domain = noting_domain(&TinyFrames::new(3));
         let wrote = beside_a_write(0, &domain, |domain| {
             protect(domain, 1);
@@ -53,7 +53,7 @@ fn a_write_beside_the_loss_of_the_right_to_it_is_noted_if_it_was_done() {
 
 #[test]
 fn a_write_beside_the_reading_of_bits_is_in_this_reading_or_the_next() {
-    model(3, || {
+    model(UNBOUNDED, || {
         let domain = noting_domain(&TinyFrames::new(3));
         let mut first = 0;
         assert!(beside_a_write(0, &domain, |domain| first = take_dirty(domain)));
@@ -65,7 +65,7 @@ fn a_write_beside_the_reading_of_bits_is_in_this_reading_or_the_next() {
 
 #[test]
 fn a_bit_that_hardware_sets_beside_the_clearing_of_the_other_is_kept() {
-    model(3, || {
+    model(UNBOUNDED, || {
         let domain = noting_domain(&TinyFrames::new(3));
         map(&domain, 0, 2).unwrap();
         let (frames, root) = (domain.allocator().clone(), domain.root());
@@ -89,7 +89,7 @@ fn two_pages(frames: usize) -> TinyDomain {
 
 #[test]
 fn a_write_beside_a_join_is_noted_whether_it_goes_through_the_table_or_the_leaf() {
-    model(3, || {
+    model(UNBOUNDED, || {
         let domain = two_pages(4);
         let (frames, root) = (domain.allocator().clone(), domain.root());
         let device = thread::spawn(move || frames.device_writes(root, 1));
@@ -105,7 +105,7 @@ fn a_write_beside_a_join_is_noted_whether_it_goes_through_the_table_or_the_leaf(
 
 #[test]
 fn a_reader_beside_a_join_finds_the_pages() {
-    model(2, || {
+    model(5, || {
         let domain = Arc::new(two_pages(4));
         let reader = {
             let domain = Arc::clone(&domain);

@@ -30,7 +30,7 @@ fn take_all(overflow: &Overflow, frames: &Frames) -> Vec<u32> {
 
 #[test]
 fn every_frame_comes_off_once() {
-    model(4, || {
+    model(7, || {
         let shared = Arc::new((Overflow::new(), Frames(Source::new(3))));
         let pushers: Vec<_> = (0..2)
             .map(|frame| {

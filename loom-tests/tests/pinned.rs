@@ -4,7 +4,7 @@
 
 use framepool::{Frame, PhysAddr, Pinned};
 use loom::{sync::Arc, thread::JoinHandle};
-use loom_tests::{ThisCpu, Watched, interrupt_on, on_cpu, pool_on};
+use loom_tests::{ThisCpu, UNBOUNDED, Watched, interrupt_on, on_cpu, pool_on};
 
 type Owned = Pinned<ThisCpu>;
 
@@ -36,7 +36,7 @@ fn visit(watched: &Arc<Watched<Owned>>) -> JoinHandle<bool> {
 
 #[test]
 fn an_interrupt_inside_an_operation_takes_a_frame_from_nobody() {
-    loom_tests::model(4, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pinned(0, 1, 2, 2);
         drop(watched.pool.alloc().unwrap());
         let interrupt = {
@@ -53,7 +53,7 @@ fn an_interrupt_inside_an_operation_takes_a_frame_from_nobody() {
 
 #[test]
 fn an_interrupt_that_frees_inside_an_operation_finds_a_place_of_its_own() {
-    loom_tests::model(4, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pinned(0, 1, 2, 2);
         let (first, second) = (take(&watched).unwrap(), take(&watched).unwrap());
         let interrupt = {
@@ -68,7 +68,7 @@ fn an_interrupt_that_frees_inside_an_operation_finds_a_place_of_its_own() {
 
 #[test]
 fn an_interrupt_of_an_interrupt_finds_what_both_have_left() {
-    loom_tests::model(2, || {
+    loom_tests::model(3, || {
         let watched = pinned(0, 1, 3, 3);
         drop(watched.pool.alloc().unwrap());
         let interrupts = [1, 2].map(|level| {
@@ -101,7 +101,7 @@ fn an_owner_that_is_asked_lends_and_both_get_frames_of_their_own() {
 
 #[test]
 fn who_has_asked_gets_the_frames_after_the_next_operation_of_their_owner() {
-    loom_tests::model(3, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pinned(4, 2, 1, 2);
         let frames = (watched.pool.alloc().unwrap(), watched.pool.alloc().unwrap());
         drop(frames);
@@ -114,7 +114,7 @@ fn who_has_asked_gets_the_frames_after_the_next_operation_of_their_owner() {
 
 #[test]
 fn an_interrupt_while_the_slot_is_lent_finds_one_owner() {
-    loom_tests::model(3, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pinned(0, 2, 1, 2);
         let frames = (watched.pool.alloc().unwrap(), watched.pool.alloc().unwrap());
         drop(frames);
@@ -132,7 +132,7 @@ fn an_interrupt_while_the_slot_is_lent_finds_one_owner() {
 
 #[test]
 fn a_free_while_the_slots_are_being_shut_is_neither_lost_nor_given_back_early() {
-    loom_tests::model(3, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pinned(1, 2, 1, 1);
         let frame = take(&watched).unwrap();
         let drainer = {

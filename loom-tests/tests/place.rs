@@ -4,7 +4,7 @@
 
 use framepool::internals::place::Place;
 use loom::{cell::Cell, sync::Arc, thread};
-use loom_tests::model;
+use loom_tests::{UNBOUNDED, model};
 
 /// A value of which loom knows who has written it.
 struct Value(Cell<u32>);
@@ -14,7 +14,7 @@ unsafe impl Sync for Value {}
 
 #[test]
 fn who_finds_the_value_finds_it_whole() {
-    model(8, || {
+    model(UNBOUNDED, || {
         let place = Arc::new(Place::new());
         let reader = {
             let place = Arc::clone(&place);
@@ -28,7 +28,7 @@ fn who_finds_the_value_finds_it_whole() {
 
 #[test]
 fn one_of_two_fills_the_place_and_the_other_gets_its_value_back() {
-    model(8, || {
+    model(UNBOUNDED, || {
         let place = Arc::new(Place::new());
         let other = {
             let place = Arc::clone(&place);

@@ -4,7 +4,7 @@
 
 use framepool::{AllocError, Builder, FallbackPolicy, Quota, Watermarks};
 use loom::sync::Arc;
-use loom_tests::{Host, Source, Watched, forever, on_cpu, watched};
+use loom_tests::{Host, Source, UNBOUNDED, Watched, forever, on_cpu, watched};
 
 type Account = Quota<'static, Source, Host>;
 
@@ -31,7 +31,7 @@ fn take_and_give(watched: &Watched, account: &Account) -> Result<(), AllocError>
 
 #[test]
 fn two_callers_of_one_account_never_pass_its_limit() {
-    loom_tests::model(4, || {
+    loom_tests::model(UNBOUNDED, || {
         // SAFETY: both threads are done, and the account is dropped, before the pool goes.
         let (watched, account) = unsafe { account(2, 1, 1) };
         let other = {
@@ -75,7 +75,7 @@ fn the_guarantee_is_met_while_another_takes_all_that_there_is() {
 /// What one gives back while the other takes beyond the guarantee: the account has its guarantee again, and the pool the rest.
 #[test]
 fn a_frame_that_comes_back_while_another_is_charged_goes_where_it_is_needed() {
-    loom_tests::model(3, || {
+    loom_tests::model(UNBOUNDED, || {
         // SAFETY: as above.
         let (watched, account) = unsafe { account(2, 1, 2) };
         let first = account.alloc().unwrap().into_raw();

@@ -10,7 +10,7 @@ use loom::{
     sync::{Arc, atomic::AtomicU32},
     thread,
 };
-use loom_tests::model;
+use loom_tests::{UNBOUNDED, model};
 
 fn registry() -> Arc<Registry> {
     let positions = Registry::positions(1);
@@ -22,7 +22,7 @@ fn registry() -> Arc<Registry> {
 
 #[test]
 fn the_same_frame_is_never_taken_in_twice() {
-    model(6, || {
+    model(UNBOUNDED, || {
         let registry = registry();
         // 10 and 7 hash to the same home, so that 10 is in the first position that 7 would choose.
         registry.insert(10).unwrap();

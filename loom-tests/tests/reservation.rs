@@ -4,7 +4,7 @@
 
 use framepool::Reservation;
 use loom::sync::Arc;
-use loom_tests::{Host, Source, forever, on_cpu, pool};
+use loom_tests::{Host, Source, UNBOUNDED, forever, on_cpu, pool};
 
 /// INV-8: what was reserved can be drawn, to the frame, whatever a competitor takes at the same time.
 #[test]
@@ -79,7 +79,7 @@ fn an_interrupt_draws_from_the_reservation_that_it_interrupts() {
 
 #[test]
 fn draws_go_on_into_the_next_magazine_and_the_loose_frames() {
-    loom_tests::model(4, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool(1, 2, 5, 0);
         // SAFETY: the thread is joined before the pool goes.
         let shared = unsafe { forever(&watched) };

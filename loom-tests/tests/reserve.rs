@@ -4,7 +4,7 @@
 
 use framepool::{Frame, Request};
 use loom::sync::Arc;
-use loom_tests::{on_cpu, pool};
+use loom_tests::{UNBOUNDED, on_cpu, pool};
 
 #[test]
 fn two_critical_callers_get_the_two_frames_of_the_reserve_and_give_them_back() {
@@ -25,7 +25,7 @@ fn two_critical_callers_get_the_two_frames_of_the_reserve_and_give_them_back() {
 
 #[test]
 fn an_ordinary_caller_beside_critical_ones_never_gets_a_frame_of_the_reserve() {
-    loom_tests::model(2, || {
+    loom_tests::model(3, || {
         let watched = pool(2, 1, 1, 1);
         let critical = {
             let watched = Arc::clone(&watched);
@@ -90,7 +90,7 @@ fn what_a_critical_caller_gave_back_is_there_for_it_whoever_is_stopped_in_a_free
 
 #[test]
 fn a_frame_that_the_reserve_counts_is_there_to_be_taken() {
-    loom_tests::model(3, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool(1, 1, 1, 1);
         let critical = watched.pool.alloc_with(Request::CRITICAL).unwrap().into_raw();
         let other = {

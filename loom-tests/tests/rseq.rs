@@ -4,14 +4,14 @@
 
 use framepool::{Frame, internals::rseq::Rseq};
 use loom::sync::Arc;
-use loom_tests::{on_cpu, pool_on};
+use loom_tests::{UNBOUNDED, on_cpu, pool_on};
 
 /// A CPU on which no thread has a registration.
 const UNREGISTERED: usize = 7;
 
 #[test]
 fn two_contexts_on_a_cpu_get_frames_of_their_own() {
-    loom_tests::model(4, || {
+    loom_tests::model(6, || {
         let watched = pool_on(Rseq::modelled(), 2, 2, 2, 0);
         drop(watched.pool.alloc().unwrap());
         let other = {
@@ -74,7 +74,7 @@ fn an_owner_and_a_thief_behind_the_barrier_share_what_is_in_the_slot() {
 
 #[test]
 fn a_frame_that_is_freed_while_it_is_stolen_behind_the_barrier_goes_to_one_of_both() {
-    loom_tests::model(4, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool_on(Rseq::modelled(), 3, 1, 1, 0);
         let frame = watched.pool.alloc().unwrap();
         watched.touch(&frame);
@@ -133,7 +133,7 @@ fn a_free_while_the_gates_are_shut_is_neither_lost_nor_given_back_early() {
 
 #[test]
 fn a_thread_without_a_registration_claims_the_last_slot_beside_the_sequences() {
-    loom_tests::model(3, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool_on(Rseq::modelled(), 2, 1, 2, 0);
         let stranger = {
             let watched = Arc::clone(&watched);

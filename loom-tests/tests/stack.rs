@@ -11,7 +11,7 @@ use loom::{
     sync::{Arc, atomic::AtomicU32},
     thread,
 };
-use loom_tests::model;
+use loom_tests::{UNBOUNDED, model};
 
 struct Shared {
     stack: TaggedStack,
@@ -51,7 +51,7 @@ impl Shared {
 
 #[test]
 fn what_stands_behind_an_index_goes_over_with_it() {
-    model(4, || {
+    model(UNBOUNDED, || {
         let shared = stack(1);
         let other = {
             let shared = Arc::clone(&shared);
@@ -67,7 +67,7 @@ fn what_stands_behind_an_index_goes_over_with_it() {
 
 #[test]
 fn an_interrupted_pop_is_not_fooled_by_the_index_it_saw() {
-    model(8, || {
+    model(UNBOUNDED, || {
         let shared = stack(2);
         let other = {
             let shared = Arc::clone(&shared);

@@ -3,11 +3,11 @@
 #![allow(missing_docs)]
 
 use loom::sync::Arc;
-use loom_tests::{on_cpu, pool};
+use loom_tests::{UNBOUNDED, on_cpu, pool};
 
 #[test]
 fn a_frame_that_is_freed_while_it_is_stolen_goes_to_one_of_both() {
-    loom_tests::model(6, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool(2, 1, 1, 0);
         let frame = watched.pool.alloc().unwrap();
         watched.touch(&frame);
@@ -25,7 +25,7 @@ fn a_frame_that_is_freed_while_it_is_stolen_goes_to_one_of_both() {
 
 #[test]
 fn an_owner_and_a_thief_share_what_is_in_the_slot() {
-    loom_tests::model(6, || {
+    loom_tests::model(UNBOUNDED, || {
         let watched = pool(2, 1, 2, 0);
         // Both frames into the two magazines of CPU 0.
         let frames = (watched.pool.alloc().unwrap(), watched.pool.alloc().unwrap());

@@ -4,14 +4,14 @@
 
 use loom::thread;
 use loom_tests::{
-    model,
+    UNBOUNDED, model,
     tables::{PAGE, TinyFrames, close, is_mapped, map, preallocate, reclaim, tiny_domain, unmap},
 };
 use std::sync::Arc;
 
 #[test]
 fn two_mappers_that_need_the_same_tables_share_one_of_each() {
-    model(3, || {
+    model(UNBOUNDED, || {
         let domain = Arc::new(tiny_domain(&TinyFrames::new(5), true));
         let other = {
             let domain = Arc::clone(&domain);
@@ -45,7 +45,7 @@ fn two_unmaps_of_one_subtree_give_each_table_to_one_of_them() {
 
 #[test]
 fn a_frame_that_a_reader_may_be_inside_is_not_used_again() {
-    model(3, || {
+    model(4, || {
         let domain = Arc::new(tiny_domain(&TinyFrames::new(3), true));
         // Once before, so that the frames have a history.
         map(&domain, 0, 2).unwrap();
@@ -137,7 +137,7 @@ fn a_reader_beside_the_return_of_an_empty_table_finds_no_frame_of_somebody_else(
 
 #[test]
 fn two_reclaims_take_each_table_once() {
-    model(3, || {
+    model(UNBOUNDED, || {
         let domain = Arc::new(tiny_domain(&TinyFrames::new(3), true));
         map(&domain, 0, 1).unwrap();
         assert!(unmap(&domain, 0, 1));

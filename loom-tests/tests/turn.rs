@@ -4,11 +4,11 @@
 
 use framepool::internals::turn::Turn;
 use loom::{sync::Arc, thread};
-use loom_tests::{model, on_cpu, pool};
+use loom_tests::{UNBOUNDED, model, on_cpu, pool};
 
 #[test]
 fn one_at_a_time_sees_what_the_one_before_left() {
-    model(8, || {
+    model(UNBOUNDED, || {
         let turn = Arc::new(Turn::new(0u32));
         let other = {
             let turn = Arc::clone(&turn);
@@ -22,7 +22,7 @@ fn one_at_a_time_sees_what_the_one_before_left() {
 
 #[test]
 fn a_refill_beside_a_caller_loses_nothing() {
-    model(6, || {
+    model(UNBOUNDED, || {
         let watched = pool(1, 1, 2, 1);
         let caller = {
             let watched = Arc::clone(&watched);
