@@ -218,6 +218,22 @@ fn every_misuse_is_named_and_changes_nothing() {
     close(domain);
 }
 
+/// An entry with nothing in it but the bits that say that it is there, alone in a map and among others.
+#[test]
+fn what_leads_to_address_zero_is_mapped_like_everything_else() {
+    let frames = TestFrames::default();
+    let domain = domain(Levels::Three, PageSizes::empty(), &frames);
+    map(&domain, 0x1000, 0, 0x1000).unwrap();
+    for (iova, length) in [(0x1000, 0x1000), (0, 0x2000), (0, 2 * MIB), (0, 64 * 0x1000)] {
+        let refused = map(&domain, iova, 0x7000, length);
+        assert_eq!(refused, Err(MapError::AlreadyMapped { iova: Iova::new(0x1000) }));
+    }
+    assert_eq!(domain.unmap(Iova::new(0), 0x2000).err(), Some(UnmapError::NotMapped { iova: Iova::new(0) }));
+    complete(domain.unmap(Iova::new(0x1000), 0x1000).unwrap());
+    assert_eq!(domain.translate(Iova::new(0x1000)), None);
+    close(domain);
+}
+
 #[test]
 fn a_domain_of_an_impossible_shape_is_refused() {
     let frames = TestFrames::default();
