@@ -4,7 +4,7 @@
 mod common;
 
 use common::{TestPool, assert_accounts, pool, set_cpu};
-use framepool::{Builder, FallbackPolicy, Outcome, Watermarks};
+use framepool::{AnonymousMemory, Builder, FallbackPolicy, LinuxPlatform, Outcome, Watermarks};
 use std::sync::atomic::Ordering::SeqCst;
 
 /// Two CPUs with magazines of four; each cache holds up to eight frames of a kind.
@@ -123,4 +123,19 @@ fn dirty_frames_go_back_to_the_source_before_clean_ones() {
     pool.shrink_to(10);
     assert_eq!((pool.stats().owned, pool.stats().clean), (10, 10));
     assert_accounts(&pool, 0);
+}
+
+#[test]
+fn what_was_given_back_is_taken_in_again() {
+    let source = AnonymousMemory::new(32).unwrap();
+    let pool = small(32, 8).build(source, LinuxPlatform::claiming()).unwrap();
+    for _ in 0..3 {
+        pool.shrink_to(0);
+        assert_eq!(pool.stats().owned, 8, "up to low");
+        let held: Vec<_> = (0..8).map(|_| pool.alloc().unwrap()).collect();
+        while pool.maintain().more {}
+        let stats = pool.stats();
+        assert!(stats.owned >= 16 && stats.refused == 0, "{stats}");
+        drop(held);
+    }
 }
