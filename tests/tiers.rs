@@ -235,3 +235,15 @@ fn a_pool_that_is_dropped_with_frames_out_never_unmaps_them() {
         assert_eq!(pointer.read(), 7);
     }
 }
+
+#[test]
+fn figures_are_the_fields_by_name_and_in_order() {
+    let pool = Builder::new(64).build(Scripted::new(64), TestHost::default()).unwrap();
+    let frames: Vec<_> = (0..3).map(|_| pool.alloc().unwrap()).collect();
+    let stats = pool.stats();
+    let figures = stats.figures().map(|(name, value)| format!("{name}: {value}")).join(", ");
+    assert_eq!(format!("{stats:?}"), format!("Stats {{ {figures} }}"));
+    let lines: Vec<_> = stats.to_string().lines().map(|line| line.split_whitespace().count()).collect();
+    assert_eq!(lines, [2; 36], "a name and a figure each");
+    drop(frames);
+}
