@@ -106,7 +106,7 @@ fn unmap_256x4k<T: Tables>(group: &mut Group<'_>) {
     });
 }
 
-fn map_256x2m<T: Tables>(group: &mut Group<'_>) {
+fn map_256x2m<T: LargeTables>(group: &mut Group<'_>) {
     let mut tables = T::new(true);
     tables.map_large(IOVA + (300 << 21), 1);
     let tables = std::cell::RefCell::new(tables);
@@ -139,7 +139,7 @@ fn map_1g_by_4k<T: Tables>(group: &mut Group<'_>) {
     });
 }
 
-fn translate<T: Tables>(group: &mut Group<'_>) {
+fn translate<T: Lookup>(group: &mut Group<'_>) {
     let mut tables = T::new(false);
     tables.map(IOVA, 256);
     let mut page = 0;

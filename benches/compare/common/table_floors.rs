@@ -1,6 +1,6 @@
 //! What no page table can beat: the same bytes, the same entries, and the least that a table does which others walk at the same time.
 
-use super::tables::{LARGE, PAGE, TARGET, Tables};
+use super::tables::{LARGE, LargeTables, PAGE, TARGET, Tables};
 use std::{
     hint::black_box,
     sync::atomic::{AtomicU64, Ordering},
@@ -38,6 +38,9 @@ impl Tables for FloorStores {
     fn unmap(&mut self, iova: u64, pages: u64) {
         self.write(iova, pages, PAGE, |_| 0);
     }
+}
+
+impl LargeTables for FloorStores {
     #[inline]
     fn map_large(&mut self, iova: u64, pages: u64) {
         self.write(iova, pages, LARGE, |page| (TARGET + iova + page * LARGE) | 0x83);
@@ -45,11 +48,6 @@ impl Tables for FloorStores {
     #[inline]
     fn unmap_large(&mut self, iova: u64, pages: u64) {
         self.write(iova, pages, LARGE, |_| 0);
-    }
-    #[inline]
-    fn translate(&mut self, iova: u64) -> u64 {
-        // Ordering: Relaxed; behind it nothing is read.
-        self.0[(iova / PAGE) as usize % ENTRIES].load(Ordering::Relaxed)
     }
 }
 
@@ -80,6 +78,9 @@ impl Tables for FloorMemset {
     fn unmap(&mut self, iova: u64, pages: u64) {
         self.fill(iova, pages, PAGE, 0);
     }
+}
+
+impl LargeTables for FloorMemset {
     #[inline]
     fn map_large(&mut self, iova: u64, pages: u64) {
         self.fill(iova, pages, LARGE, u64::MAX);
@@ -87,10 +88,6 @@ impl Tables for FloorMemset {
     #[inline]
     fn unmap_large(&mut self, iova: u64, pages: u64) {
         self.fill(iova, pages, LARGE, 0);
-    }
-    #[inline]
-    fn translate(&mut self, iova: u64) -> u64 {
-        self.0[(iova / PAGE) as usize % ENTRIES]
     }
 }
 
@@ -218,14 +215,5 @@ impl Tables for FloorGuardedWalk {
     #[inline]
     fn unmap(&mut self, iova: u64, pages: u64) {
         self.clear(iova, pages);
-    }
-    fn map_large(&mut self, _: u64, _: u64) {
-        unimplemented!("small leaves only");
-    }
-    fn unmap_large(&mut self, _: u64, _: u64) {
-        unimplemented!("small leaves only");
-    }
-    fn translate(&mut self, _: u64) -> u64 {
-        unimplemented!("nothing is read");
     }
 }

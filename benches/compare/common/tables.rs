@@ -36,7 +36,7 @@ fn zeroed_page() -> NonNull<u8> {
     NonNull::from(Box::leak(Box::new(Zeros([0; PAGE as usize])))).cast()
 }
 
-/// Page tables under test.
+/// Page tables under test, with leaves of 4 KiB.
 pub trait Tables: Sized {
     /// How the results call them.
     const NAME: &'static str;
@@ -50,17 +50,23 @@ pub trait Tables: Sized {
     /// Unmaps them.
     fn unmap(&mut self, iova: u64, pages: u64);
 
+    /// What is done beside the calls, by a worker or never.
+    fn settle(&mut self) {}
+}
+
+/// Those that have larger leaves.
+pub trait LargeTables: Tables {
     /// Maps `pages` of 2 MiB from `iova` on.
     fn map_large(&mut self, iova: u64, pages: u64);
 
     /// Unmaps them.
     fn unmap_large(&mut self, iova: u64, pages: u64);
+}
 
+/// Those that can be asked.
+pub trait Lookup: Tables {
     /// Where a mapped address goes.
     fn translate(&mut self, iova: u64) -> u64;
-
-    /// What is done beside the calls, by a worker or never.
-    fn settle(&mut self) {}
 }
 
 type Pool = FramePool<AnonymousMemory, LinuxPlatform>;
@@ -96,6 +102,12 @@ impl Tables for Framepool {
         // SAFETY: no hardware walks these tables.
         unsafe { invalidation.complete() }
     }
+    fn settle(&mut self) {
+        while self.pool.maintain().more {}
+    }
+}
+
+impl LargeTables for Framepool {
     #[inline]
     fn map_large(&mut self, iova: u64, pages: u64) {
         self.map(iova, pages * (LARGE / PAGE));
@@ -104,12 +116,12 @@ impl Tables for Framepool {
     fn unmap_large(&mut self, iova: u64, pages: u64) {
         self.unmap(iova, pages * (LARGE / PAGE));
     }
+}
+
+impl Lookup for Framepool {
     #[inline]
     fn translate(&mut self, iova: u64) -> u64 {
         self.domain.translate(Iova::new(iova)).expect("mapped").target.as_u64()
-    }
-    fn settle(&mut self) {
-        while self.pool.maintain().more {}
     }
 }
 
@@ -203,6 +215,9 @@ impl Tables for X86<Pages> {
     fn unmap(&mut self, iova: u64, pages: u64) {
         X86::unmap(self, iova, pages);
     }
+}
+
+impl LargeTables for X86<Pages> {
     #[inline]
     fn map_large(&mut self, iova: u64, pages: u64) {
         self.map_pages::<Size2MiB>(iova, TARGET + iova, pages);
@@ -211,6 +226,9 @@ impl Tables for X86<Pages> {
     fn unmap_large(&mut self, iova: u64, pages: u64) {
         self.unmap_pages::<Size2MiB>(iova, pages);
     }
+}
+
+impl Lookup for X86<Pages> {
     #[inline]
     fn translate(&mut self, iova: u64) -> u64 {
         self.tables.translate_addr(VirtAddr::new(iova)).expect("mapped").as_u64()
@@ -271,6 +289,9 @@ impl Tables for Multiarch {
     fn unmap(&mut self, iova: u64, pages: u64) {
         self.0.cursor().unmap_region((iova as usize).into(), (pages * PAGE) as usize).expect("unmapped");
     }
+}
+
+impl LargeTables for Multiarch {
     #[inline]
     fn map_large(&mut self, iova: u64, pages: u64) {
         self.map_region(iova, pages * MultiarchSize::Size2M as u64, true);
@@ -279,6 +300,9 @@ impl Tables for Multiarch {
     fn unmap_large(&mut self, iova: u64, pages: u64) {
         self.unmap(iova, pages * (LARGE / PAGE));
     }
+}
+
+impl Lookup for Multiarch {
     #[inline]
     fn translate(&mut self, iova: u64) -> u64 {
         self.0.query((iova as usize).into()).expect("mapped").0.as_usize() as u64
@@ -337,6 +361,9 @@ impl Tables for Aarch64 {
         let constraints = Constraints::NO_BLOCK_MAPPINGS | Constraints::NO_CONTIGUOUS_HINT;
         self.write(iova, pages * PAGE, El1Attributes::empty(), constraints);
     }
+}
+
+impl LargeTables for Aarch64 {
     #[inline]
     fn map_large(&mut self, iova: u64, pages: u64) {
         self.write(iova, pages * LARGE, ARM_LEAF, Constraints::NO_CONTIGUOUS_HINT);
@@ -345,6 +372,9 @@ impl Tables for Aarch64 {
     fn unmap_large(&mut self, iova: u64, pages: u64) {
         self.write(iova, pages * LARGE, El1Attributes::empty(), Constraints::NO_CONTIGUOUS_HINT);
     }
+}
+
+impl Lookup for Aarch64 {
     #[inline]
     fn translate(&mut self, iova: u64) -> u64 {
         let region = MemoryRegion::new(iova as usize, iova as usize + 1);
