@@ -29,6 +29,7 @@
 //! | Take | a completion | hardware has confirmed that it forgot the entry; parted to 0; the table and all below are retired |
 //! | Keep | a map's first walk | IDLE cleared, before it goes on below |
 //! | Restore | a map's second walk | wanted to used, before it goes on below; flush |
+//! | Link again | a reclaim | wanted to idle, since the map may have failed; flush; hardware that remembers what is absent is told |
 //!
 //! Every transition is one compare-exchange of the whole entry. Reclaims have a turn, from the first mark until the invalidation that comes
 //! of it is completed or dropped; so Mark, Part and Take never run beside each other. Who finds the turn taken goes away (INV-3).
@@ -50,8 +51,8 @@
 //! whose range contains the table's finds nothing mapped there, so it is one that breaks the contract, but then too one of both gets it.
 //!
 //! A map that is stopped in the middle holds back the tables for its own addresses, and nothing else. A reclaim whose invalidation is
-//! dropped leaves parted tables parted; the next one tells hardware of them again. A map that fails has changed nothing but
-//! marks, which say nothing to hardware, nor what is mapped (INV-11).
+//! dropped leaves parted tables parted; the next one tells hardware of them again, and of those that were linked again, which
+//! no entry shows ([`Reclaiming`]). A map that fails has changed nothing but marks, which say nothing to hardware, nor what is mapped (INV-11).
 
 use super::{
     Domain, Invalidation, Iova, RangeError, TableFrames,
@@ -67,6 +68,28 @@ use super::{
 };
 use crate::{PhysAddr, raw::turn::Held};
 use core::{convert::Infallible, error::Error, fmt, marker::PhantomData};
+
+/// What reclaims leave to the next one.
+#[derive(Debug, Default)]
+pub(crate) struct Reclaiming {
+    /// The last moment after which tables were marked.
+    stamp: Option<Stamp>,
+    /// A block of all addresses whose tables were linked again, until hardware has confirmed that it was told.
+    untold: Option<Span>,
+}
+
+impl Reclaiming {
+    /// A table for the addresses of `part` was linked again.
+    fn linked_again(&mut self, part: Span) {
+        let all = self.untold.map_or(part, |untold| Span {
+            start: untold.start.min(part.start),
+            end: untold.end.max(part.end),
+        });
+        let block = PageBlock::covering(all.into());
+        self.untold =
+            Some(Span { start: block.start().as_u64(), end: block.last().as_u64().saturating_add(1) });
+    }
+}
 
 /// Why empty tables could not be looked for. The tables are what they were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +160,7 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
         let mut turn = tables.reclaiming().hold().ok_or(ReclaimError::InProgress)?;
         let mut invalidation = Invalidation::none(tables);
         let levels = self.levels().count();
-        let count = {
+        let (count, untold) = turn.with(|state| {
             let walk = tables.enter::<F>(span);
             let mut sweep = Sweep::<F, A> {
                 tables,
@@ -146,13 +169,17 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
                 ripe: None,
                 marked: false,
                 parted: 0,
+                state,
                 invalidation: &mut invalidation,
                 format: PhantomData,
             };
-            turn.with(|stamp| sweep.run(self.root(), levels, stamp));
-            sweep.parted
-        };
-        if count > 0 {
+            sweep.run(self.root(), levels);
+            (sweep.parted, sweep.state.untold)
+        });
+        if let Some(untold) = untold {
+            invalidation.cover_table(untold);
+        }
+        if count > 0 || untold.is_some() {
             let take = take::<F, A>;
             invalidation.set_parted(PartedTables { root: self.root(), levels, span, count, take, turn });
         }
@@ -181,20 +208,21 @@ struct Sweep<'s, 'd, F, A: TableFrames> {
     marked: bool,
     /// How many tables are parted.
     parted: u64,
+    state: &'s mut Reclaiming,
     invalidation: &'s mut Invalidation<'d, A>,
     format: PhantomData<F>,
 }
 
 impl<F: Format, A: TableFrames> Sweep<'_, '_, F, A> {
-    /// Twice: what the first look marks, the second parts, if nobody is about. `stamp` is for what earlier ones have marked.
-    fn run(&mut self, root: PhysAddr, levels: u32, stamp: &mut Option<Stamp>) {
+    /// Twice: what the first look marks, the second parts, if nobody is about. What earlier ones have marked is ripe with their stamp.
+    fn run(&mut self, root: PhysAddr, levels: u32) {
         for _ in 0..2 {
-            (self.ripe, self.marked, self.parted) = (*stamp, false, 0);
+            (self.ripe, self.marked, self.parted) = (self.state.stamp, false, 0);
             self.table(root, levels, 0);
             if !self.marked {
                 return;
             }
-            *stamp = Some(self.tables.walkers().stamp());
+            self.state.stamp = Some(self.tables.walkers().stamp());
         }
     }
 
@@ -268,6 +296,7 @@ impl<F: Format, A: TableFrames> Sweep<'_, '_, F, A> {
             content = Content::EmptyTables;
             if place.table.install(place.index, found, F::table(below) | IDLE).is_ok() {
                 self.marked = true;
+                self.state.linked_again(place.part);
                 self.tables.flush_entry(place);
             }
         }
@@ -275,14 +304,14 @@ impl<F: Format, A: TableFrames> Sweep<'_, '_, F, A> {
     }
 }
 
-/// The turn of a reclaim that has parted tables, and what it takes to take them.
+/// The turn of a reclaim that has parted tables, or linked some again, and what it takes to take them.
 pub(crate) struct PartedTables<'d, A: TableFrames> {
     root: PhysAddr,
     levels: u32,
     span: Span,
     count: u64,
     take: fn(&Tables<A>, PhysAddr, u32, Span) -> FrameList,
-    turn: Held<'d, Option<Stamp>>,
+    turn: Held<'d, Reclaiming>,
 }
 
 impl<A: TableFrames> PartedTables<'_, A> {
@@ -292,9 +321,9 @@ impl<A: TableFrames> PartedTables<'_, A> {
     }
 
     /// Takes those that are parted still, of which hardware has let go.
-    pub(crate) fn take(self, tables: &Tables<A>) -> FrameList {
+    pub(crate) fn take(mut self, tables: &Tables<A>) -> FrameList {
         let list = (self.take)(tables, self.root, self.levels, self.span);
-        drop(self.turn);
+        self.turn.with(|state| state.untold = None);
         list
     }
 }

@@ -6,10 +6,11 @@ use super::{
     format::{FLUSHED, Format, parted},
     frame_list::FrameList,
     page_block::PageBlock,
+    reclaim::Reclaiming,
     retired::Retired,
     table::{Run, Table},
     walk::Place,
-    walkers::{Stamp, Walk, Walkers},
+    walkers::{Walk, Walkers},
     width::Span,
 };
 use crate::{PhysAddr, raw::turn::Turn, sync::counter};
@@ -21,7 +22,7 @@ pub(crate) struct Tables<A: TableFrames> {
     reclaimed: counter::Shared,
     walkers: Walkers,
     retired: Retired,
-    reclaiming: Turn<Option<Stamp>>,
+    reclaiming: Turn<Reclaiming>,
     domain_id: Option<DomainId>,
     hardware: Hardware,
 }
@@ -35,7 +36,7 @@ impl<A: TableFrames> Tables<A> {
             reclaimed: counter::Shared::new(),
             walkers: Walkers::new(config.concurrent_calls.into()),
             retired: Retired::new(),
-            reclaiming: Turn::new(None),
+            reclaiming: Turn::new(Reclaiming::default()),
             domain_id: config.domain_id,
             hardware: config.hardware,
         }
@@ -62,8 +63,8 @@ impl<A: TableFrames> Tables<A> {
         &self.walkers
     }
 
-    /// The turn of the one who looks for empty tables, and the last stamp after which he marked some.
-    pub(crate) fn reclaiming(&self) -> &Turn<Option<Stamp>> {
+    /// The turn of the one who looks for empty tables, and what the one before has left.
+    pub(crate) fn reclaiming(&self) -> &Turn<Reclaiming> {
         &self.reclaiming
     }
 
