@@ -191,6 +191,35 @@ fn a_map_that_fails_leaves_all_but_marks_and_what_it_wanted_goes_later() {
     }
 }
 
+/// Found by fuzzing: hardware that remembers what is absent went on doing so, though a table was there again.
+#[test]
+fn what_was_linked_again_is_told_until_somebody_says_that_it_was() {
+    let frames = TestFrames::default();
+    let domain = domain(Levels::Three, &frames);
+    leave_empty_tables(&domain, 0);
+    leave_empty_tables(&domain, 2 * MIB);
+    let parted = reclaim(&domain);
+    frames.allow(0);
+    let outcome = map(&domain, 2 * MIB - PAGE, 2 * MIB + 2 * PAGE);
+    frames.allow(u64::MAX);
+    assert_eq!(outcome, Err(MapError::OutOfFrames { missing: 1 }));
+    complete(parted);
+    assert_eq!(domain.table_frames(), 4, "a map wanted them all");
+    // Links again what leads there, and goes no further, since there is more below than it looks at.
+    drop(domain.reclaim(Iova::new(0), PAGE).unwrap());
+    let elsewhere = || domain.reclaim(Iova::new(8 * GIB), PAGE).unwrap();
+    let told = |invalidation: &Invalidation<'_, _>| {
+        invalidation.ranges().map(|range| (range.start, range.length)).collect::<Vec<_>>()
+    };
+    drop(elsewhere());
+    let invalidation = elsewhere();
+    assert_eq!(told(&invalidation), [(Iova::new(0), GIB)]);
+    assert_eq!((invalidation.table_frames(), invalidation.leaf_only()), (0, false));
+    complete(invalidation);
+    assert!(elsewhere().is_empty());
+    close(domain);
+}
+
 #[test]
 fn after_a_reclaim_a_large_leaf_takes_the_place_of_a_table() {
     let frames = TestFrames::default();
