@@ -23,6 +23,7 @@ use std::{
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 const INTERRUPT: Signal = Signal::SIGUSR1;
@@ -34,6 +35,8 @@ const COALESCED: u64 = 16;
 const PAUSES: u32 = 1000;
 /// Packets that the driver's thread keeps before it gives them back.
 const BATCH: usize = 24;
+/// How long a pass of the worker may take.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Words in a packet.
 const WORDS: u64 = 128;
 
@@ -147,6 +150,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     for descriptor in &driver.ring {
         // SAFETY: the card is done, and no handler runs any more.
         drop(unsafe { Frame::from_raw(pool, PhysAddr::new(descriptor.buffer.load(SeqCst))) });
+    }
+    // What the worker has in its hands counts as out until its pass is over.
+    let end = Instant::now() + PATIENCE;
+    while pool.stats().in_use > 0 && Instant::now() < end {
+        thread::yield_now();
     }
     println!("{}", pool.stats());
     assert_eq!(pool.stats().in_use, 0, "every frame is back");

@@ -14,7 +14,7 @@
 use clap::Parser;
 use driver::{Counts, Replay};
 use framepool::{
-    AnonymousMemory, Builder, Watermarks, WorkedPool,
+    AnonymousMemory, Builder, Stats, Watermarks, WorkedPool,
     vtd::{
         CachingMode, Domain, DomainConfig, FirstStage, Format, Levels, ModelUnit, PageSizes, Permissions,
         SecondStage, Stage, TableFrames,
@@ -205,7 +205,7 @@ fn replay(arguments: &Arguments, name: &str, plan: &Plan) -> Result<(Outcome, Se
             behind_unit::<SecondStage>(kind.config::<SecondStage>(levels)?, name, &run, &mut outcome)?
         }
     };
-    outcome.stats = pool.stats();
+    outcome.stats = at_rest(&pool);
     // Every event was settled, and every frame is back.
     let lost = outcome.stats.in_use + (outcome.events - counts.settled.load(SeqCst));
     outcome.signals = counts.signals.load(SeqCst);
@@ -218,6 +218,19 @@ fn replay(arguments: &Arguments, name: &str, plan: &Plan) -> Result<(Outcome, Se
     outcome.table_frames_peak = counts.table_frames_peak.load(SeqCst);
     pool.close().map_err(|error| error.to_string())?;
     Ok((outcome, seen))
+}
+
+/// The statistics when every frame is back and the worker has none in its hands, which count as out; after two seconds whatever
+/// they are.
+fn at_rest(pool: &WorkedPool<AnonymousMemory>) -> Stats {
+    let end = Instant::now() + Duration::from_secs(2);
+    loop {
+        let stats = pool.stats();
+        if stats.in_use == 0 || Instant::now() > end {
+            return stats;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Replays one trace with the strict unit behind the tables, without interrupts.

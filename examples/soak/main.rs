@@ -126,7 +126,7 @@ fn finish(highest: &Highest) -> Result<(), String> {
     let stats = at_rest();
     let tables = domain().table_frames();
     let [before, after] = highest.resident;
-    let out = pool().vacate().map_or_else(|refused| u64::from(refused.frames_out()), |()| 0);
+    let out = kept_from_source();
     let lost = stats.in_use.abs_diff(tables);
     let conditions = [
         (lost == 0, format!("INV-1: {lost} frames were lost")),

@@ -29,7 +29,8 @@ pub struct Stats {
     pub capacity: u64,
     /// Frames that the pool owns: in it or out.
     pub owned: u64,
-    /// Frames that are out: owned, and not in the caches, the stock or the overflow, nor promised.
+    /// Frames that are out: owned, and not in the caches, the stock or the overflow, nor promised. A frame in the hands of an operation
+    /// in progress, or of the worker in its pass, is among them.
     pub in_use: u64,
     /// The most frames in use that a snapshot or a pass of the worker has seen.
     pub in_use_peak: u64,

@@ -248,6 +248,18 @@ pub fn at_rest() -> Stats {
     pool().stats()
 }
 
+/// How many frames would not go back to the source, when all others do; asked again while the worker is in a pass.
+pub fn kept_from_source() -> u64 {
+    for _ in 0..200 {
+        match pool().vacate() {
+            Err(refused) if refused.frames_out() == 0 => thread::sleep(Duration::from_millis(10)),
+            Err(refused) => return u64::from(refused.frames_out()),
+            Ok(()) => break,
+        }
+    }
+    0
+}
+
 /// How many frames the accounts have outside the pool.
 pub fn outside() -> u64 {
     OWNED.iter().filter(|owned| owned.load(SeqCst) != 0).count() as u64
