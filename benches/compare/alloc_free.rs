@@ -4,6 +4,7 @@ mod common;
 
 use common::{
     bare_sequence::FloorSequence,
+    claimed_stacks::FloorClaim,
     criterion,
     implementations::*,
     workloads::{Order, batch_1024, bulk_64, hot_pair, zeroed_pair},
@@ -26,7 +27,7 @@ fn run(criterion: &mut Criterion) {
             bulk_64::<$implementation>(&mut group);
         )*};
     }
-    each!(FloorVec, FloorTwoExchanges, FloorSequence, Rseq, Claim, Pinned, Slitter);
+    each!(FloorVec, FloorTwoExchanges, FloorSequence, FloorClaim, Rseq, Claim, Pinned, Slitter);
     each!(ArrayQueue, SegQueue, MutexVec, Heapless, ObjectPool, FrameAlloc, Buddy, Mimalloc);
     each!(Jemalloc);
     zeroed_pair::<Rseq>(&mut group);

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "shared source: each benchmark uses a part")]
 
 pub mod bare_sequence;
+pub mod claimed_stacks;
 pub mod implementations;
 pub mod table_floors;
 pub mod tables;

@@ -100,9 +100,11 @@ fn tail(results: &Results) -> Row {
 }
 
 /// What an implementation cannot beat whatever it does, and how far framepool is from it.
-const FLOORS: [(&str, &str, &str); 12] = [
+const FLOORS: [(&str, &str, &str); 14] = [
     ("hot_pair", "floor-rseq", "floor-vec"),
     ("hot_pair", "framepool-rseq", "floor-rseq"),
+    ("hot_pair", "floor-claim", "floor-two-xchg"),
+    ("hot_pair", "framepool-claim", "floor-claim"),
     ("batch_1024_random", "floor-rseq", "floor-vec"),
     ("batch_1024_random", "framepool-rseq", "floor-rseq"),
     ("map_1g_by_4k", "floor-stores", "floor-memset"),

@@ -93,10 +93,11 @@ pub(crate) enum Setback {
 /// `membarrier` system call.
 #[derive(Debug)]
 pub struct Rseq {
-    area: Area,
+    /// None where there are no sequences.
+    area: Option<Area>,
     /// Where the kernel writes the number of the CPU, whether there are sequences or not.
     #[cfg(not(loom))]
-    registered: Area,
+    registered: Option<Area>,
 }
 
 impl sealed::Sealed for Rseq {}
@@ -104,7 +105,7 @@ impl sealed::Sealed for Rseq {}
 /// Which slot a caller uses.
 enum Home<'s> {
     /// Its CPU's own, by sequences.
-    Own(&'s Slot),
+    Own(&'s Area, &'s Slot),
     /// The one with this number, by claim.
     Claimed(usize),
 }
@@ -119,13 +120,13 @@ impl Rseq {
     /// By the sequences of a model.
     #[cfg(loom)]
     pub fn modelled() -> Self {
-        Self { area: Area::new() }
+        Self { area: Some(Area::new()) }
     }
 
     /// By claim alone.
     #[cfg(not(loom))]
     pub(crate) fn off() -> Self {
-        Self { area: Area::NONE, registered: Area::registered() }
+        Self { area: None, registered: Area::registered() }
     }
 
     /// The number of the CPU that runs this code, if the kernel writes it into this thread's area: one load.
@@ -134,31 +135,49 @@ impl Rseq {
     pub(crate) fn cpu_hint(&self) -> Option<usize> {
         /// What stands there on a thread without a registration.
         const UNREGISTERED: usize = u32::MAX as usize;
-        let area = (!self.registered.is_none()).then_some(self.registered)?;
-        Some(area.cpu()).filter(|&cpu| cpu != UNREGISTERED)
+        Some(self.registered?.cpu()).filter(|&cpu| cpu != UNREGISTERED)
     }
 
     /// Whether sequences are used.
+    #[cfg(not(loom))]
     pub(crate) const fn is_on(&self) -> bool {
-        !self.area.is_none()
+        self.area.is_some()
     }
 
-    fn home<'s>(&self, slots: &'s Slots, cpu: impl Fn() -> usize) -> Home<'s> {
-        if !self.is_on() {
-            return Home::Claimed(cpu());
-        }
-        let own = self.area.cpu();
+    fn home<'s>(&'s self, slots: &'s Slots, cpu: impl Fn() -> usize) -> Home<'s> {
+        let Some(area) = &self.area else { return Home::Claimed(cpu()) };
+        let own = area.cpu();
         match slots.slots.get(own) {
-            Some(slot) if own < slots.restartable => Home::Own(slot),
+            Some(slot) if own < slots.restartable => Home::Own(area, slot),
             _ => Home::Claimed(slots.restartable),
         }
     }
 
-    /// Whether the slot with this number is entered by sequences.
-    fn is_restartable(&self, slots: &Slots, index: usize) -> bool {
-        self.is_on() && index < slots.restartable
+    /// What sequences work with if they enter the slot with this number.
+    fn area_of(&self, slots: &Slots, index: usize) -> Option<&Area> {
+        self.area.as_ref().filter(|_| index < slots.restartable)
     }
 
+    /// `pop` where there are no sequences: in a function of its own, which is little for a caller of sequences to carry and, other than
+    /// what follows a failed attempt, stores little before the exchange, which waits for every store before it.
+    #[inline(never)]
+    fn pop_claimed(slots: &Slots, cpu: impl Fn() -> usize, frame: &mut FrameNumber) -> Result<(), SlotMiss> {
+        Claim.pop(slots, cpu).map(|popped| *frame = popped)
+    }
+
+    /// As `pop_claimed`.
+    #[inline(never)]
+    fn push_claimed(
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        frame: FrameNumber,
+        wanted: &Wanted,
+    ) -> Result<(), SlotMiss> {
+        Claim.push(slots, cpu, frame, wanted)
+    }
+}
+
+impl Area {
     /// Shuts the gate of another CPU's slot and ends the sequences in it: from here on the caller is alone with the slot.
     fn shut_gate<'s>(&self, slots: &'s Slots, cpu: usize) -> Option<&'s Slot> {
         let slot = slots.of(cpu)?;
@@ -167,7 +186,7 @@ impl Rseq {
         if slot.gate.swap(Slot::SHUT, Ordering::Acquire) == Slot::SHUT {
             return None;
         }
-        if self.area.end_sequences(cpu) {
+        if self.end_sequences(cpu) {
             return Some(slot);
         }
         open_gate(slots, slot);
@@ -193,14 +212,15 @@ fn open_gate(slots: &Slots, slot: &Slot) {
 impl SlotOwnership for Rseq {
     #[inline(always)]
     fn pop(&self, slots: &Slots, cpu: impl Fn() -> usize) -> Result<FrameNumber, SlotMiss> {
-        match self.area.pop(slots) {
-            Ok(frame) => Ok(frame),
-            Err(unfinished) => {
-                let mut frame = FrameNumber::MAX;
-                self.pop_again(slots, cpu, unfinished, &mut frame)?;
-                Ok(frame)
-            }
+        let mut frame = FrameNumber::MAX;
+        match &self.area {
+            None => Self::pop_claimed(slots, cpu, &mut frame)?,
+            Some(area) => match area.pop(slots) {
+                Ok(frame) => return Ok(frame),
+                Err(unfinished) => self.pop_again(area, slots, cpu, unfinished, &mut frame)?,
+            },
         }
+        Ok(frame)
     }
 
     #[inline(always)]
@@ -211,21 +231,22 @@ impl SlotOwnership for Rseq {
         frame: FrameNumber,
         wanted: &Wanted,
     ) -> Result<(), SlotMiss> {
-        match self.area.push(slots, frame, wanted) {
+        let Some(area) = &self.area else { return Self::push_claimed(slots, cpu, frame, wanted) };
+        match area.push(slots, frame, wanted) {
             Ok(()) => Ok(()),
-            Err(unfinished) => self.push_again(slots, cpu, frame, wanted, unfinished),
+            Err(unfinished) => self.push_again(area, slots, cpu, frame, wanted, unfinished),
         }
     }
 
     fn pop_many(&self, slots: &Slots, cpu: impl Fn() -> usize, frames: &mut [FrameNumber]) -> usize {
         match self.home(slots, cpu) {
             Home::Claimed(slot) => Claim.pop_many(slots, || slot, frames),
-            Home::Own(slot) => self.move_many(
+            Home::Own(area, slot) => area.move_many(
                 slots,
                 slot,
                 frames.len(),
                 |length| length > 0,
-                |from| self.area.pop_many(slots, frames.get_mut(from..).unwrap_or_default()),
+                |from| area.pop_many(slots, frames.get_mut(from..).unwrap_or_default()),
             ),
         }
     }
@@ -239,14 +260,14 @@ impl SlotOwnership for Rseq {
     ) -> usize {
         let size = slots.magazines.shape().size();
         match self.home(slots, cpu) {
-            Home::Own(_) if wanted.is_any() => 0,
+            Home::Own(..) if wanted.is_any() => 0,
             Home::Claimed(slot) => Claim.push_many(slots, || slot, frames, wanted),
-            Home::Own(slot) => self.move_many(
+            Home::Own(area, slot) => area.move_many(
                 slots,
                 slot,
                 frames.len(),
                 |length| length < size,
-                |from| self.area.push_many(slots, frames.get(from..).unwrap_or_default(), wanted),
+                |from| area.push_many(slots, frames.get(from..).unwrap_or_default(), wanted),
             ),
         }
     }
@@ -260,8 +281,8 @@ impl SlotOwnership for Rseq {
         let shape = slots.magazines.shape();
         match self.home(slots, cpu) {
             Home::Claimed(slot) => Claim.load_stocked(slots, || slot, stocked),
-            Home::Own(slot) => {
-                self.replace(slots, slot, stocked.0, |state, stocked| state.load_stocked(shape, stocked))
+            Home::Own(area, slot) => {
+                area.replace(slots, slot, stocked.0, |state, stocked| state.load_stocked(shape, stocked))
             }
         }
     }
@@ -275,8 +296,8 @@ impl SlotOwnership for Rseq {
         let shape = slots.magazines.shape();
         match self.home(slots, cpu) {
             Home::Claimed(slot) => Claim.load_vacant(slots, || slot, vacant),
-            Home::Own(slot) => {
-                self.replace(slots, slot, vacant.0, |state, vacant| state.load_vacant(shape, vacant))
+            Home::Own(area, slot) => {
+                area.replace(slots, slot, vacant.0, |state, vacant| state.load_vacant(shape, vacant))
             }
         }
     }
@@ -284,15 +305,13 @@ impl SlotOwnership for Rseq {
     fn steal(&self, slots: &Slots, victim: usize, vacant: Loading) -> Result<Loading, Loading> {
         let shape = slots.magazines.shape();
         let Some(victim) = slots.index_of(victim) else { return Err(vacant) };
-        if !self.is_restartable(slots, victim) {
-            return Claim.steal(slots, victim, vacant);
-        }
+        let Some(area) = self.area_of(slots, victim) else { return Claim.steal(slots, victim, vacant) };
         // A system call only for a slot in which there seems to be something.
         let looks_stocked = |slot| state_of(slot).is_some_and(|state| state.frames(shape) > 0);
         if !slots.of(victim).is_some_and(looks_stocked) {
             return Err(vacant);
         }
-        let Some(slot) = self.shut_gate(slots, victim) else { return Err(vacant) };
+        let Some(slot) = area.shut_gate(slots, victim) else { return Err(vacant) };
         // Ordering: Relaxed; alone with the slot, behind the barrier.
         let state = SlotState::from_word(slot.word.load(Ordering::Relaxed));
         let outcome = match state.give_up(shape, vacant.0) {
@@ -309,17 +328,15 @@ impl SlotOwnership for Rseq {
 
     fn shut(&self, slots: &Slots, victim: usize) -> Option<u32> {
         let victim = slots.index_of(victim)?;
-        if !self.is_restartable(slots, victim) {
-            return Claim.shut(slots, victim);
-        }
-        let slot = self.shut_gate(slots, victim)?;
+        let Some(area) = self.area_of(slots, victim) else { return Claim.shut(slots, victim) };
+        let slot = area.shut_gate(slots, victim)?;
         // Ordering: Relaxed; alone with the slot, behind the barrier.
         Some(SlotState::from_word(slot.word.load(Ordering::Relaxed)).frames(slots.magazines.shape()))
     }
 
     fn unload(&self, slots: &Slots, victim: usize) -> Option<(Loading, Loading)> {
         let victim = slots.index_of(victim)?;
-        if !self.is_restartable(slots, victim) {
+        if self.area_of(slots, victim).is_none() {
             return Claim.unload(slots, victim);
         }
         // Ordering: Relaxed; the caller has shut the slot. What comes out is replaced, so that no magazine comes out twice
@@ -334,7 +351,7 @@ impl SlotOwnership for Rseq {
 
     fn open(&self, slots: &Slots, victim: usize, loaded: Loading, previous: Loading) {
         let Some(victim) = slots.index_of(victim) else { return };
-        if !self.is_restartable(slots, victim) {
+        if self.area_of(slots, victim).is_none() {
             return Claim.open(slots, victim, loaded, previous);
         }
         if let Some(slot) = slots.of(victim) {

@@ -29,6 +29,22 @@ unsafe extern "C" {
     safe static __rseq_size: u32;
 }
 
+/// The number of the CPU that runs this code; all ones where no area is registered.
+#[inline(always)]
+pub fn this_cpu() -> usize {
+    let cpu: u32;
+    // SAFETY: the area is this thread's.
+    unsafe {
+        asm!(
+            "mov {cpu:e}, dword ptr fs:[{area} + 4]",
+            area = in(reg) __rseq_offset,
+            cpu = out(reg) cpu,
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+    cpu as usize
+}
+
 macro_rules! sequence {
     ($($body:literal),+; $($operands:tt)+) => {
         asm!(

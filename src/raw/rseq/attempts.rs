@@ -1,6 +1,6 @@
 //! What follows an attempt that did not commit: the other magazine of the slot, the claimed slot, or another attempt, a few times.
 
-use super::{Home, Rseq, Setback, Unfinished, state_of};
+use super::{Area, Home, Rseq, Setback, Unfinished, state_of};
 use crate::raw::{
     claim::Claim,
     magazine::{FrameNumber, Magazine},
@@ -11,7 +11,7 @@ use crate::raw::{
 /// How often a sequence is tried before its caller goes to the depot.
 const ATTEMPTS: usize = 4;
 
-impl Rseq {
+impl Area {
     /// Loads the previous magazine of a slot if the loaded one does not suit and it does; whether another attempt may succeed.
     fn turn_to_suited(
         &self,
@@ -29,66 +29,8 @@ impl Rseq {
             return Err(SlotMiss::Unsuited);
         }
         // If this fails, the next attempt sees what has changed.
-        let _ = self.area.commit(slots, slot, state.word(), turned.word());
+        let _ = self.commit(slots, slot, state.word(), turned.word());
         Ok(())
-    }
-
-    /// What `pop` does after an attempt that did not commit. The frame comes back through a reference: the result is then so
-    /// simple that the compiler keeps it apart from the one of the attempt that commits.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn pop_again(
-        &self,
-        slots: &Slots,
-        cpu: impl Fn() -> usize,
-        first: Unfinished,
-        frame: &mut FrameNumber,
-    ) -> Result<(), SlotMiss> {
-        let mut setback = first.settle(|slot| &slot.popped_apart);
-        for _ in 1..ATTEMPTS {
-            if setback == Setback::Left {
-                match self.home(slots, &cpu) {
-                    Home::Own(slot) => self.turn_to_suited(slots, slot, |length| length > 0)?,
-                    Home::Claimed(slot) => return Claim.pop(slots, || slot).map(|popped| *frame = popped),
-                }
-            }
-            match self.area.pop(slots) {
-                Ok(popped) => {
-                    *frame = popped;
-                    return Ok(());
-                }
-                Err(unfinished) => setback = unfinished.settle(|slot| &slot.popped_apart),
-            }
-        }
-        Err(SlotMiss::Busy)
-    }
-
-    #[cold]
-    #[inline(never)]
-    pub(super) fn push_again(
-        &self,
-        slots: &Slots,
-        cpu: impl Fn() -> usize,
-        frame: FrameNumber,
-        wanted: &Wanted,
-        first: Unfinished,
-    ) -> Result<(), SlotMiss> {
-        let size = slots.magazines.shape().size();
-        let mut setback = first.settle(|slot| &slot.pushed_apart);
-        for _ in 1..ATTEMPTS {
-            if setback == Setback::Left {
-                match self.home(slots, &cpu) {
-                    Home::Own(_) if wanted.is_any() => return Err(SlotMiss::Wanted),
-                    Home::Own(slot) => self.turn_to_suited(slots, slot, |length| length < size)?,
-                    Home::Claimed(slot) => return Claim.push(slots, || slot, frame, wanted),
-                }
-            }
-            match self.area.push(slots, frame, wanted) {
-                Ok(()) => return Ok(()),
-                Err(unfinished) => setback = unfinished.settle(|slot| &slot.pushed_apart),
-            }
-        }
-        Err(SlotMiss::Busy)
     }
 
     /// Moves frames by `attempt`, from the number of those that have moved on, until `wanted` have, or the slot does not
@@ -132,10 +74,72 @@ impl Rseq {
             let Ok((after, leaving)) = exchange(state, arriving()) else { break };
             // The states say which magazines are here and how full they are; what is in them does not matter to an exchange.
             // So it is enough that the word is the same when it is replaced.
-            if self.area.commit(slots, slot, state.word(), after.word()).is_ok() {
+            if self.commit(slots, slot, state.word(), after.word()).is_ok() {
                 return Ok(Loading(leaving));
             }
         }
         Err(Loading(arriving()))
+    }
+}
+
+impl Rseq {
+    /// What `pop` does after an attempt that did not commit. The frame comes back through a reference: the result is then so
+    /// simple that the compiler keeps it apart from the one of the attempt that commits.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn pop_again(
+        &self,
+        area: &Area,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        first: Unfinished,
+        frame: &mut FrameNumber,
+    ) -> Result<(), SlotMiss> {
+        let mut setback = first.settle(|slot| &slot.popped_apart);
+        for _ in 1..ATTEMPTS {
+            if setback == Setback::Left {
+                match self.home(slots, &cpu) {
+                    Home::Own(_, slot) => area.turn_to_suited(slots, slot, |length| length > 0)?,
+                    Home::Claimed(slot) => return Claim.pop(slots, || slot).map(|popped| *frame = popped),
+                }
+            }
+            match area.pop(slots) {
+                Ok(popped) => {
+                    *frame = popped;
+                    return Ok(());
+                }
+                Err(unfinished) => setback = unfinished.settle(|slot| &slot.popped_apart),
+            }
+        }
+        Err(SlotMiss::Busy)
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn push_again(
+        &self,
+        area: &Area,
+        slots: &Slots,
+        cpu: impl Fn() -> usize,
+        frame: FrameNumber,
+        wanted: &Wanted,
+        first: Unfinished,
+    ) -> Result<(), SlotMiss> {
+        let size = slots.magazines.shape().size();
+        let mut setback = first.settle(|slot| &slot.pushed_apart);
+        for _ in 1..ATTEMPTS {
+            if setback == Setback::Left {
+                match self.home(slots, &cpu) {
+                    Home::Own(..) if wanted.is_any() => return Err(SlotMiss::Wanted),
+                    Home::Own(_, slot) => area.turn_to_suited(slots, slot, |length| length < size)?,
+                    Home::Claimed(slot) => return Claim.push(slots, || slot, frame, wanted),
+                }
+            }
+            match area.push(slots, frame, wanted) {
+                Ok(()) => return Ok(()),
+                Err(unfinished) => setback = unfinished.settle(|slot| &slot.pushed_apart),
+            }
+        }
+        Err(SlotMiss::Busy)
     }
 }

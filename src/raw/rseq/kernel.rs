@@ -1,43 +1,34 @@
 //! What the C library and the kernel offer for restartable sequences: each thread's area, and the barrier that ends the
 //! sequences of another CPU. Found once, when the platform is made.
 
-use core::arch::asm;
+use core::{arch::asm, num::NonZero};
 use rustix::thread::{Cpuid, MembarrierCommand, membarrier, membarrier_cpu};
 
 /// The bytes of an area that the sequences use, up to the end of the field `rseq_cs`.
 const AREA_USED: u32 = 16;
 
-/// Where each thread's area is, as a distance from its thread pointer: the same for all threads.
+/// Where each thread's area is, as a distance from its thread pointer: the same for all threads. 0 would be the thread's control block.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Area(isize);
+pub(crate) struct Area(NonZero<isize>);
 
 impl Area {
-    /// No area: no sequence is ever entered.
-    pub(crate) const NONE: Self = Self(0);
-
     /// The area that the C library has registered for the threads of this process, if the kernel also lets us end the sequences
     /// of other CPUs.
-    pub(crate) fn find() -> Self {
-        let area = Self::registered();
-        let has_barrier = || membarrier(MembarrierCommand::RegisterPrivateExpeditedRseq).is_ok();
-        if !area.is_none() && has_barrier() { area } else { Self::NONE }
+    pub(crate) fn find() -> Option<Self> {
+        let has_barrier = |_: &Self| membarrier(MembarrierCommand::RegisterPrivateExpeditedRseq).is_ok();
+        Self::registered().filter(has_barrier)
     }
 
     /// The area that the C library has registered for the threads of this process, whatever else the kernel lets us do: enough to
     /// be told the number of the CPU.
-    pub(crate) fn registered() -> Self {
+    pub(crate) fn registered() -> Option<Self> {
         let (offset, size) = libc_symbols();
-        usable(offset, size).unwrap_or(Self::NONE)
+        usable(offset, size)
     }
 
     #[inline(always)]
     pub(super) const fn offset(self) -> isize {
-        self.0
-    }
-
-    #[inline(always)]
-    pub(crate) const fn is_none(self) -> bool {
-        self.0 == 0
+        self.0.get()
     }
 
     /// Ends every sequence that is in progress on `cpu`: one that has not committed when this returns never will. Whether the
@@ -55,8 +46,7 @@ impl Area {
 
 /// The area, if the C library says where it is and that all we use of it is registered.
 fn usable(offset: Option<&isize>, size: Option<&u32>) -> Option<Area> {
-    // An offset of 0 would be the thread's control block.
-    let offset = *offset.filter(|&&offset| offset != 0)?;
+    let offset = NonZero::new(*offset?)?;
     (*size? >= AREA_USED).then_some(Area(offset))
 }
 

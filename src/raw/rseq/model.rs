@@ -34,10 +34,6 @@ impl Area {
         Self(Cpus::new())
     }
 
-    pub(crate) const fn is_none(&self) -> bool {
-        false
-    }
-
     pub(crate) fn cpu(&self) -> usize {
         current_cpu()
     }

@@ -46,7 +46,7 @@ const ABORTED_COUNTED: isize = -3;
 
 /// The frame around a sequence.
 ///
-/// In: `area`, the offset of the thread's area from the thread pointer, or 0; `slots`, the address of the [`Slots`].
+/// In: `area`, the offset of the thread's area from the thread pointer; `slots`, the address of the [`Slots`].
 /// The body finds the slot of this CPU in `r8`. It leaves with a jump to `8f`, before it has stored anything.
 /// `commit` is its last instruction, and the only store that anybody else ever looks at.
 ///
@@ -62,8 +62,6 @@ macro_rules! restartable {
     ($($body:literal),+ ; commit $commit:literal ; $($operands:tt)+) => {
         asm!(
             // Arm it.
-            "test {area}, {area}",
-            "jz 8f",
             "lea {status}, [rip + 5f]",
             "mov qword ptr fs:[{area} + {rseq_cs}], {status}",
             // The sequence.
