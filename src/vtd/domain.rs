@@ -242,7 +242,11 @@ impl<F: Format, A: TableFrames> Domain<F, A> {
                 self.tables.flush(run);
                 Ok(Invalidation::of(&self.tables, span))
             }
-            None => self.remove(span),
+            // Not in the place of the result: whose address is known to a call has to be in memory, on the short way too.
+            None => {
+                let removed = self.remove(span)?;
+                Ok(removed)
+            }
         }
     }
 

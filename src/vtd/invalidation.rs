@@ -72,6 +72,25 @@ impl<A: TableFrames> WaitingTables<'_, A> {
     fn detached(&self) -> u64 {
         self.detached.count() + self.joined.count()
     }
+
+    /// Hands all of them over. They are of addresses in the ranges, or anywhere if those are about the whole domain.
+    #[inline(never)]
+    fn retire(
+        self,
+        tables: &Tables<A>,
+        whole_domain: bool,
+        first: Option<Span>,
+        more: Option<[Option<Span>; RANGES - 1]>,
+    ) {
+        let mut detached = self.detached;
+        if let Some(parted) = self.parted {
+            detached.append(&tables.frames, parted.take(tables));
+        }
+        detached.append(&tables.frames, self.joined.into_list(&tables.frames));
+        let spans = first.into_iter().chain(more.into_iter().flatten().flatten());
+        let blocks = spans.filter(|_| !whole_domain).map(|span| PageBlock::covering(span.into()));
+        tables.retire(detached, blocks.chain(whole_domain.then_some(PageBlock::ALL)));
+    }
 }
 
 impl<'d, A: TableFrames> Invalidation<'d, A> {
@@ -175,13 +194,6 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     /// Tables were parted, to be taken when hardware has forgotten them.
     pub(crate) fn set_parted(&mut self, parted: PartedTables<'d, A>) {
         self.waiting().parted = Some(parted);
-    }
-
-    /// Blocks that contain all addresses for which tables wait in here.
-    fn blocks(&self) -> impl Iterator<Item = PageBlock> {
-        let ranges = self.spans().filter(|_| !self.whole_domain);
-        let blocks = ranges.map(|span| PageBlock::covering(span.into()));
-        blocks.chain(self.whole_domain.then_some(PageBlock::ALL))
     }
 
     /// Whether there is nothing to be done.
@@ -366,23 +378,11 @@ impl<'d, A: TableFrames> Invalidation<'d, A> {
     /// Every unit that the domain is attached to has confirmed that it has forgotten the ranges (or the whole domain), non-leaf
     /// entries included unless [`leaf_only`](Self::leaf_only); nothing walks the detached tables any more.
     #[inline(always)]
-    pub unsafe fn complete(self) {
-        // Nothing is moved in the common case.
-        if self.waiting.is_some() {
-            self.retire();
+    pub unsafe fn complete(mut self) {
+        // What is needed goes by value, each part for itself: so nothing of all this is copied, or ever in memory, where no table waits.
+        if let Some(waiting) = self.waiting.take() {
+            waiting.retire(self.tables, self.whole_domain, self.first, self.more.take());
         }
-    }
-
-    /// Hands over all tables that wait in here.
-    #[inline(never)]
-    fn retire(mut self) {
-        let Some(waiting) = self.waiting.take() else { return };
-        let (tables, mut detached) = (self.tables, waiting.detached);
-        if let Some(parted) = waiting.parted {
-            detached.append(&tables.frames, parted.take(tables));
-        }
-        detached.append(&tables.frames, waiting.joined.into_list(&tables.frames));
-        tables.retire(detached, self.blocks());
     }
 }
 
