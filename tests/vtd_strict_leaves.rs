@@ -101,3 +101,24 @@ proptest! {
         run::<FirstStage>(DomainConfig::first_stage(Levels::Five), unit, &operations);
     }
 }
+
+/// Two halves of a large leaf, mapped one after the other and then joined, behind hardware that does not snoop: the unit follows the leaf, and
+/// not the table that came back.
+#[test]
+fn a_joined_leaf_is_written_back_where_hardware_does_not_snoop() {
+    let half = |page| Operation {
+        action: Action::Map,
+        mapped: false,
+        window: 0,
+        page,
+        pages: LARGE / 2,
+        aligned: true,
+        target: 1,
+        permissions: 3,
+        look: 0,
+    };
+    let join = Operation { action: Action::Join, ..half(0) };
+    let hardware = Hardware { coherent: false, ..Hardware::default() };
+    let unit = (PageSizes::SIZE_2M.bits(), hardware);
+    run::<SecondStage>(DomainConfig::new(Levels::Three), unit, &[half(0), half(LARGE / 2), join]);
+}
