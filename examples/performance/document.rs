@@ -17,7 +17,7 @@ use std::{
 
 /// What the floors are.
 const FLOORS: &str = "\
-Some limits were set on another machine. These ratios say what is out of reach on this one. `floor-rseq` is a stack in one restartable \
+Some limits were set on another machine. These ratios say what is out of reach on this one; [limits.md](limits.md) goes through them. `floor-rseq` is a stack in one restartable \
 sequence with nothing but what the kernel's interface asks for. `floor-claim` is a stack of this CPU's own, found by the CPU's number, \
 whose length is exchanged for a mark and stored back. `floor-stores` are the entries of a table as atomic stores in a row. \
 `floor-guarded-walk` is one exchange, so that a table is not taken away from under the walk, a load for each level, a look at the \
