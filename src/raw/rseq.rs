@@ -158,8 +158,8 @@ impl Rseq {
         self.area.as_ref().filter(|_| index < slots.restartable)
     }
 
-    /// `pop` where there are no sequences: in a function of its own, which is little for a caller of sequences to carry and, other than
-    /// what follows a failed attempt, stores little before the exchange, which waits for every store before it.
+    /// `pop` where there are no sequences. A function of its own: it is little for a caller of sequences to carry, and has few registers
+    /// to save, which are stores that the exchange waits for.
     #[inline(never)]
     fn pop_claimed(slots: &Slots, cpu: impl Fn() -> usize, frame: &mut FrameNumber) -> Result<(), SlotMiss> {
         Claim.pop(slots, cpu).map(|popped| *frame = popped)
