@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{storm::Random, tables::TestFrames};
+use common::{assert_settles, storm::Random, tables::TestFrames};
 use framepool::{AnonymousMemory, Builder, FramePool, LinuxPlatform, PhysAddr, vtd::*};
 use std::{
     collections::BTreeMap,
@@ -94,18 +94,10 @@ fn threads_that_share_tables_of_a_pool_give_every_frame_back() {
     let shared: &FramePool<AnonymousMemory, LinuxPlatform> = &pool;
     let domain = SecondStageDomain::new(DomainConfig::new(Levels::Four), shared).unwrap();
     race(&domain);
-    // What the worker has in its hands counts as out until its pass is over.
-    let settles_at = |frames: u64| {
-        let end = Instant::now() + Duration::from_secs(10);
-        while pool.stats().in_use != frames {
-            assert!(Instant::now() < end, "INV-1: {frames} frames are out\n{}", pool.stats());
-            thread::sleep(Duration::from_millis(1));
-        }
-    };
-    settles_at(domain.table_frames());
+    assert_settles(&pool, domain.table_frames());
     // SAFETY: no device walks these tables.
     unsafe { domain.close().complete() };
-    settles_at(0);
+    assert_settles(&pool, 0);
     assert_eq!(pool.stats().table_frames_leaked, 0);
     pool.close().unwrap();
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::Scripted;
+use common::{Scripted, assert_settles};
 use framepool::{
     AnonymousMemory, Builder, FallbackPolicy, FrameSource, PhysAddr, SourceError, Watermarks, WorkedPool,
 };
@@ -42,7 +42,7 @@ fn the_worker_refills_when_the_stock_falls_below_low_and_trims_above_max() {
     }
     drop(frames);
     eventually("trimmed", || pool.stats().stock <= 96 && pool.stats().trimmed > 0);
-    eventually("INV-1", || pool.stats().in_use == 0);
+    assert_settles(&pool, 0);
     assert_eq!(pool.stats().reserve, 4);
     assert_eq!(pool.close().unwrap().out(), 0);
 }
@@ -237,6 +237,6 @@ fn the_worker_survives_a_source_that_panics_and_says_so() {
     pool.source().reclaim.store(1, SeqCst);
     drop(frames);
     settled(4);
-    eventually("INV-1", || pool.stats().in_use == 0);
+    assert_settles(&pool, 0);
     pool.close().unwrap();
 }

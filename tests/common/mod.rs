@@ -11,6 +11,8 @@ use framepool::{
 use std::{
     ptr::NonNull,
     sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst},
+    thread,
+    time::{Duration, Instant},
 };
 
 #[derive(Debug, Default)]
@@ -138,4 +140,13 @@ pub fn assert_accounts(pool: &TestPool, in_use: u64) {
         "INV-4: every frame is somewhere\n{stats}"
     );
     assert_eq!(u64::from(pool.source().out()), stats.owned, "the source and the pool agree\n{stats}");
+}
+
+/// INV-1 beside a worker, whose frames count as out until its pass is over.
+pub fn assert_settles<S: FrameSource, P: Platform>(pool: &FramePool<S, P>, in_use: u64) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while pool.stats().in_use != in_use {
+        assert!(Instant::now() < end, "INV-1: {in_use} frames are in use\n{}", pool.stats());
+        thread::sleep(Duration::from_millis(1));
+    }
 }
