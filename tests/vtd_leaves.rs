@@ -435,6 +435,25 @@ fn tables_of_leaves_in_a_row_become_leaves() {
     close(domain);
 }
 
+/// For a start that is not aligned, the parts of a large leaf would be these pages: each has the bits of the start beside those of its
+/// number.
+#[test]
+fn pages_that_lie_like_the_parts_of_a_misaligned_leaf_stay_pages() {
+    let frames = TestFrames::default();
+    for (level, start) in [(2, 100 * MIB + PAGE), (3, 4 * GIB + 2 * MIB)] {
+        let domain = domain(PageSizes::all(), &frames);
+        let part = if level == 2 { PAGE } else { 2 * MIB };
+        for index in 0..512 {
+            map(&domain, index * part, start | index * part, part).unwrap();
+        }
+        let before = snapshot(&frames, domain.root(), 4);
+        let told = join(&domain, 0, 512 * part);
+        assert!(told.is_empty() && snapshot(&frames, domain.root(), 4) == before, "at level {level}");
+        complete(told);
+        close(domain);
+    }
+}
+
 #[test]
 fn a_gibibyte_in_pages_becomes_one_leaf_and_comes_apart_again() {
     for page_sizes in [PageSizes::all(), PageSizes::SIZE_2M, PageSizes::SIZE_1G, PageSizes::empty()] {
