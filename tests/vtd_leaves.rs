@@ -444,7 +444,7 @@ fn pages_that_lie_like_the_parts_of_a_misaligned_leaf_stay_pages() {
         let domain = domain(PageSizes::all(), &frames);
         let part = if level == 2 { PAGE } else { 2 * MIB };
         for index in 0..512 {
-            map(&domain, index * part, start | index * part, part).unwrap();
+            map(&domain, index * part, start | (index * part), part).unwrap();
         }
         let before = snapshot(&frames, domain.root(), 4);
         let told = join(&domain, 0, 512 * part);
