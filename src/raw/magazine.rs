@@ -127,9 +127,6 @@ impl Magazines {
     #[allow(dead_code, reason = "for restartable sequences, where there are any")]
     pub(crate) const ENTRY_BASE: usize =
         core::mem::offset_of!(Self, entries) + Carved::<UnsafeCell<FrameNumber>>::START;
-    /// Where in this value the mask of positions is, in bytes: for assembly.
-    #[allow(dead_code, reason = "for restartable sequences, where there are any")]
-    pub(crate) const POSITION_MASK: usize = core::mem::offset_of!(Self, shape.position_mask);
 
     /// Magazines of `size` frames each, and a link and a length for each; `entries` is a multiple of their stride.
     pub(crate) fn new(

@@ -74,18 +74,14 @@ mod model;
 mod section;
 
 #[cfg(not(loom))]
-use self::{kernel::Area, section::Unfinished};
+use self::kernel::Area;
 #[cfg(loom)]
-use model::{Area, Unfinished};
+use model::Area;
 
-/// Why a sequence did not commit.
+/// A sequence did not commit: it was interrupted, or left before its end, since this CPU has no slot, the gate is shut, or the slot
+/// does not suit. Which of these it was is not told: what follows looks at the slot in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Setback {
-    /// It left before its end: no slot for this CPU, or the gate is shut, or the slot does not suit.
-    Left,
-    /// It was interrupted.
-    Aborted,
-}
+pub(crate) struct Setback;
 
 /// Ownership of a slot by restartable sequences, or by [`Claim`] where the kernel or the C library does not offer them.
 ///
@@ -212,13 +208,15 @@ fn open_gate(slots: &Slots, slot: &Slot) {
 impl SlotOwnership for Rseq {
     #[inline(always)]
     fn pop(&self, slots: &Slots, cpu: impl Fn() -> usize) -> Result<FrameNumber, SlotMiss> {
+        let first = self.area.as_ref().map(|area| (area, area.pop(slots)));
+        if let Some((_, Ok(frame))) = first {
+            return Ok(frame);
+        }
+        // Only here, so that a hit has nothing to do with it.
         let mut frame = FrameNumber::MAX;
-        match &self.area {
+        match first {
+            Some((area, _)) => self.pop_again(area, slots, cpu, &mut frame)?,
             None => Self::pop_claimed(slots, cpu, &mut frame)?,
-            Some(area) => match area.pop(slots) {
-                Ok(frame) => return Ok(frame),
-                Err(unfinished) => self.pop_again(area, slots, cpu, unfinished, &mut frame)?,
-            },
         }
         Ok(frame)
     }
@@ -234,7 +232,7 @@ impl SlotOwnership for Rseq {
         let Some(area) = &self.area else { return Self::push_claimed(slots, cpu, frame, wanted) };
         match area.push(slots, frame, wanted) {
             Ok(()) => Ok(()),
-            Err(unfinished) => self.push_again(area, slots, cpu, frame, wanted, unfinished),
+            Err(Setback) => self.push_again(area, slots, cpu, frame, wanted),
         }
     }
 

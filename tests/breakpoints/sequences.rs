@@ -94,7 +94,10 @@ fn read(descriptor: &Descriptor) -> Sequence {
     let point = |part| move |instruction: Instruction| (part, instruction);
     let body = decode(start, length as usize).into_iter().map(point(Part::Body));
     let after = decode(start + length, 15).into_iter().take(1).map(point(Part::After));
-    let label = decode(abort, 48).into_iter().take(7).map(point(Part::Abort));
+    let label = decode(abort, 48);
+    let leaves =
+        label.iter().position(|each| each.mnemonic() == Mnemonic::Jmp).expect("it goes on elsewhere");
+    let label = label.into_iter().take(leaves + 1).map(point(Part::Abort));
     let points =
         arming(start).into_iter().map(point(Part::Arming)).chain(body).chain(after).chain(label).collect();
     Sequence { start, length, abort, points }

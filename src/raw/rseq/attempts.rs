@@ -1,6 +1,6 @@
 //! What follows an attempt that did not commit: the other magazine of the slot, the claimed slot, or another attempt, a few times.
 
-use super::{Area, Home, Rseq, Setback, Unfinished, state_of};
+use super::{Area, Home, Rseq, Setback, state_of};
 use crate::raw::{
     claim::Claim,
     magazine::{FrameNumber, Magazine},
@@ -21,10 +21,10 @@ impl Area {
     ) -> Result<(), SlotMiss> {
         let state = state_of(slot).ok_or(SlotMiss::Busy)?;
         let shape = slots.magazines.shape();
-        let turned = state.exchanged();
         if suits(state.loaded_length(shape)) {
             return Ok(());
         }
+        let turned = state.exchanged();
         if !suits(turned.loaded_length(shape)) {
             return Err(SlotMiss::Unsuited);
         }
@@ -47,9 +47,9 @@ impl Area {
         while moved < wanted && setbacks < ATTEMPTS {
             match attempt(moved) {
                 Ok(more) => moved += more,
-                Err(setback) => {
+                Err(Setback) => {
                     setbacks += 1;
-                    if setback == Setback::Left && self.turn_to_suited(slots, slot, &suits).is_err() {
+                    if self.turn_to_suited(slots, slot, &suits).is_err() {
                         break;
                     }
                 }
@@ -92,23 +92,16 @@ impl Rseq {
         area: &Area,
         slots: &Slots,
         cpu: impl Fn() -> usize,
-        first: Unfinished,
         frame: &mut FrameNumber,
     ) -> Result<(), SlotMiss> {
-        let mut setback = first.settle(|slot| &slot.popped_apart);
         for _ in 1..ATTEMPTS {
-            if setback == Setback::Left {
-                match self.home(slots, &cpu) {
-                    Home::Own(_, slot) => area.turn_to_suited(slots, slot, |length| length > 0)?,
-                    Home::Claimed(slot) => return Claim.pop(slots, || slot).map(|popped| *frame = popped),
-                }
+            match self.home(slots, &cpu) {
+                Home::Own(_, slot) => area.turn_to_suited(slots, slot, |length| length > 0)?,
+                Home::Claimed(slot) => return Claim.pop(slots, || slot).map(|popped| *frame = popped),
             }
-            match area.pop(slots) {
-                Ok(popped) => {
-                    *frame = popped;
-                    return Ok(());
-                }
-                Err(unfinished) => setback = unfinished.settle(|slot| &slot.popped_apart),
+            if let Ok(popped) = area.pop(slots) {
+                *frame = popped;
+                return Ok(());
             }
         }
         Err(SlotMiss::Busy)
@@ -123,21 +116,16 @@ impl Rseq {
         cpu: impl Fn() -> usize,
         frame: FrameNumber,
         wanted: &Wanted,
-        first: Unfinished,
     ) -> Result<(), SlotMiss> {
         let size = slots.magazines.shape().size();
-        let mut setback = first.settle(|slot| &slot.pushed_apart);
         for _ in 1..ATTEMPTS {
-            if setback == Setback::Left {
-                match self.home(slots, &cpu) {
-                    Home::Own(..) if wanted.is_any() => return Err(SlotMiss::Wanted),
-                    Home::Own(_, slot) => area.turn_to_suited(slots, slot, |length| length < size)?,
-                    Home::Claimed(slot) => return Claim.push(slots, || slot, frame, wanted),
-                }
+            match self.home(slots, &cpu) {
+                Home::Own(..) if wanted.is_any() => return Err(SlotMiss::Wanted),
+                Home::Own(_, slot) => area.turn_to_suited(slots, slot, |length| length < size)?,
+                Home::Claimed(slot) => return Claim.push(slots, || slot, frame, wanted),
             }
-            match area.push(slots, frame, wanted) {
-                Ok(()) => return Ok(()),
-                Err(unfinished) => setback = unfinished.settle(|slot| &slot.pushed_apart),
+            if area.push(slots, frame, wanted).is_ok() {
+                return Ok(());
             }
         }
         Err(SlotMiss::Busy)

@@ -15,7 +15,6 @@ use crate::raw::{
     slot::{Slot, Slots},
     wanted::Wanted,
 };
-use crate::sync::counter;
 use core::{arch::asm, mem::offset_of};
 use crossbeam_utils::CachePadded;
 
@@ -30,40 +29,61 @@ const RSEQ_CS: usize = 8;
 const SLOT_BASE: usize = offset_of!(Slots, slots) + Carved::<CachePadded<Slot>>::START;
 const RESTARTABLE: usize = offset_of!(Slots, restartable);
 const ENTRY_BASE: usize = offset_of!(Slots, magazines) + Magazines::ENTRY_BASE;
-const POSITION_MASK: usize = offset_of!(Slots, magazines) + Magazines::POSITION_MASK;
 const WORD: usize = offset_of!(Slot, word);
+/// The mask of lengths; in the four bytes behind it, the size of a magazine.
 const GATE_MASK: usize = offset_of!(Slot, gate);
-const GATE_SIZE: usize = offset_of!(Slot, gate) + 4;
 const POPPED: usize = offset_of!(Slot, popped);
 const PUSHED: usize = offset_of!(Slot, pushed);
+const POPPED_APART: usize = offset_of!(Slot, popped_apart);
+const PUSHED_APART: usize = offset_of!(Slot, pushed_apart);
 const SLOT_BITS: u32 = size_of::<CachePadded<Slot>>().ilog2();
 const _: () = assert!(size_of::<CachePadded<Slot>>() == 1 << SLOT_BITS);
 
-/// What `status` is after a sequence; an address in user space, which is positive, or 0 after one that committed.
-const LEFT: isize = -1;
-const ABORTED: isize = -2;
-const ABORTED_COUNTED: isize = -3;
+/// What a sequence leaves in the place of its result if it does not commit.
+const SETBACK: isize = -1;
+
+/// What an abort label begins with in a sequence that counts.
+macro_rules! uncount {
+    ($apart:literal) => {
+        concat!(
+            "jnc 8f\n",
+            "cmp {armed}, qword ptr [{slots} + {entry_base}]\n",
+            "jne 8f\n",
+            "lock dec qword ptr [r8 + {",
+            $apart,
+            "}]"
+        )
+    };
+}
 
 /// The frame around a sequence.
 ///
 /// In: `area`, the offset of the thread's area from the thread pointer; `slots`, the address of the [`Slots`].
 /// The body finds the slot of this CPU in `r8`. It leaves with a jump to `8f`, before it has stored anything.
-/// `commit` is its last instruction, and the only store that anybody else ever looks at.
+/// `commit` is its last instruction, and the only store that anybody else ever looks at. A sequence that did not commit goes on with
+/// `setback`: at a label if nothing comes out of it, or at the end with a mark in the place of the result.
 ///
 /// The slot is in the same register in every sequence, so that a load of the word is written as the store before it was. Processors
 /// that mirror memory operands guess by the registers that a load gets what was last stored (A. Fog, "The microarchitecture of Intel,
 /// AMD and VIA CPUs"). On a Zen 4, which guesses wrong if a take and a give have their slots in two registers, a pair takes half as
 /// long this way.
 ///
-/// A body may count: it clears `status`, and the carry flag with it, subtracts -1 from a counter, which sets the flag, and from there
-/// to the end changes neither. So the abort label knows whether this attempt was counted: up to the counter either `status` is
-/// still the address that armed it, or the flag is clear. The flag alone would not do: a comparison before a jump sets it as well.
+/// A body may count; then `uncount` takes back, beside the counter, what an attempt has counted that is aborted. Behind its last
+/// comparison it loads the address of the entries into `armed`, subtracts -1 from the counter, which sets the carry flag, and changes
+/// neither from there to the end. So the abort label knows: `armed` is that address only behind the comparison, and there the flag is
+/// clear up to the count. The flag alone would not do, since comparisons set it too.
 macro_rules! restartable {
-    ($($body:literal),+ ; commit $commit:literal ; $($operands:tt)+) => {
+    (
+        $($body:literal),+ ;
+        commit $commit:literal ;
+        $(uncount $uncount:expr ;)?
+        setback $($setback:literal),+ ;
+        $($operands:tt)+
+    ) => {
         asm!(
             // Arm it.
-            "lea {status}, [rip + 5f]",
-            "mov qword ptr fs:[{area} + {rseq_cs}], {status}",
+            "lea {armed}, [rip + 5f]",
+            "mov qword ptr fs:[{area} + {rseq_cs}], {armed}",
             // The sequence.
             "2:",
             "mov r8d, dword ptr fs:[{area} + {cpu_id}]",
@@ -74,23 +94,15 @@ macro_rules! restartable {
             $($body,)+
             $commit,
             "3:",
-            // Where all ways meet.
+            // Where both ways of those with a result meet.
             "6:",
             ".pushsection .text.unlikely.framepool_rseq, \"ax\", @progbits",
             ".byte 0x0f, 0xb9, 0x3d",
             ".long {signature}",
             "7:",
-            "jnc 9f",
-            "test {status}, {status}",
-            "jnz 9f",
-            "mov {status}, {aborted_counted}",
-            "jmp 6b",
-            "9:",
-            "mov {status}, {aborted}",
-            "jmp 6b",
+            $($uncount,)?
             "8:",
-            "mov {status}, {left}",
-            "jmp 6b",
+            $($setback,)+
             ".popsection",
             // What the kernel reads: version, flags, start, length up to behind the commit, abort label.
             ".pushsection __rseq_cs, \"aw\", @progbits",
@@ -105,9 +117,7 @@ macro_rules! restartable {
             slot_bits = const SLOT_BITS,
             slot_base = const SLOT_BASE,
             signature = const SIGNATURE,
-            aborted = const ABORTED,
-            aborted_counted = const ABORTED_COUNTED,
-            left = const LEFT,
+            armed = out(reg) _,
             $($operands)+
             options(nostack),
         )
@@ -134,45 +144,45 @@ impl Area {
 
     /// Takes a frame out of the loaded magazine of this CPU's slot, if there is one and the gate is open.
     #[inline(always)]
-    pub(crate) fn pop(self, slots: &Slots) -> Result<FrameNumber, Unfinished> {
-        let (status, slot, frame): (isize, *const Slot, u32);
+    pub(crate) fn pop(self, slots: &Slots) -> Result<FrameNumber, Setback> {
+        let frame: isize;
         // SAFETY: up to the commit, only the counter is stored to, which is the CPU's own. The entry is filled, since the length
         // in the word is not 0, and ours if the commit happens (raw/rseq.rs); otherwise the number is dropped.
         unsafe {
             restartable!(
                 // The gate before the word: who finds it open again finds the word that was stored before it was opened.
-                "mov {gate:e}, dword ptr [r8 + {gate_mask}]",
+                "mov {armed:e}, dword ptr [r8 + {gate_mask}]",
                 "mov {loaded:e}, dword ptr [r8 + {word}]",
                 // No bit of the length is set, or none passes.
-                "test {loaded:e}, {gate:e}",
+                "test {loaded:e}, {armed:e}",
                 "jz 8f",
-                "mov {gate}, qword ptr [{slots} + {entry_base}]",
-                "xor {status:e}, {status:e}",
+                "mov {armed}, qword ptr [{slots} + {entry_base}]",
                 "sub qword ptr [r8 + {popped}], -1",
-                "mov {frame:e}, dword ptr [{gate} + {loaded} * 4 - 4]",
+                "mov {frame:e}, dword ptr [{armed} + {loaded} * 4 - 4]",
                 "dec {loaded:e}";
                 commit "mov dword ptr [r8 + {word}], {loaded:e}";
+                uncount uncount!("popped_apart");
+                setback "mov {frame}, {setback}", "jmp 6b";
                 area = in(reg) self.offset(),
                 slots = in(reg) slots,
-                status = out(reg) status,
-                out("r8") slot,
-                gate = out(reg) _,
                 loaded = out(reg) _,
                 frame = out(reg) frame,
+                out("r8") _,
                 gate_mask = const GATE_MASK,
                 word = const WORD,
                 entry_base = const ENTRY_BASE,
                 popped = const POPPED,
+                popped_apart = const POPPED_APART,
+                setback = const SETBACK,
             );
         }
-        if status < 0 { Err(Unfinished { status, slot }) } else { Ok(frame) }
+        if frame < 0 { Err(Setback) } else { Ok(frame as FrameNumber) }
     }
 
     /// Puts a frame into the loaded magazine of this CPU's slot, if there is room, the gate is open and the frame not wanted
     /// elsewhere.
     #[inline(always)]
-    pub(crate) fn push(self, slots: &Slots, frame: FrameNumber, wanted: &Wanted) -> Result<(), Unfinished> {
-        let (status, slot): (isize, *const Slot);
+    pub(crate) fn push(self, slots: &Slots, frame: FrameNumber, wanted: &Wanted) -> Result<(), Setback> {
         // SAFETY: up to the commit, only the counter and a free entry are stored to. The entry's position is below the size, and
         // its magazine ours as long as the sequence is not aborted (raw/rseq.rs).
         unsafe {
@@ -181,44 +191,45 @@ impl Area {
                 "cmp qword ptr [{wanted}], 0",
                 "jne 8f",
                 // The gate before the word, as in `pop`.
-                "mov {gate:e}, dword ptr [r8 + {gate_size}]",
+                "mov {gate}, qword ptr [r8 + {gate_mask}]",
                 "mov {loaded:e}, dword ptr [r8 + {word}]",
-                "mov {entries:e}, dword ptr [{slots} + {position_mask}]",
-                "and {entries:e}, {loaded:e}",
+                "mov {armed:e}, {gate:e}",
+                "and {armed:e}, {loaded:e}",
+                "shr {gate}, 32",
                 // The length is below the size, or nothing passes.
-                "cmp {gate:e}, {entries:e}",
+                "cmp {gate:e}, {armed:e}",
                 "jbe 8f",
-                "mov {entries}, qword ptr [{slots} + {entry_base}]",
-                "xor {status:e}, {status:e}",
+                "mov {armed}, qword ptr [{slots} + {entry_base}]",
                 "sub qword ptr [r8 + {pushed}], -1",
-                "mov dword ptr [{entries} + {loaded} * 4], {frame:e}",
+                "mov dword ptr [{armed} + {loaded} * 4], {frame:e}",
                 "inc {loaded:e}";
                 commit "mov dword ptr [r8 + {word}], {loaded:e}";
+                uncount uncount!("pushed_apart");
+                setback "jmp {setback}";
                 area = in(reg) self.offset(),
                 slots = in(reg) slots,
                 frame = in(reg) frame,
                 wanted = in(reg) wanted.word(),
-                status = out(reg) status,
-                out("r8") slot,
                 gate = out(reg) _,
                 loaded = out(reg) _,
-                entries = out(reg) _,
-                gate_size = const GATE_SIZE,
+                out("r8") _,
+                gate_mask = const GATE_MASK,
                 word = const WORD,
-                position_mask = const POSITION_MASK,
                 entry_base = const ENTRY_BASE,
                 pushed = const PUSHED,
+                pushed_apart = const PUSHED_APART,
+                setback = label { return Err(Setback) },
             );
         }
-        if status < 0 { Err(Unfinished { status, slot }) } else { Ok(()) }
+        Ok(())
     }
 
     /// Takes frames out of the loaded magazine of this CPU's slot, the last first; how many, at least one.
     pub(crate) fn pop_many(self, slots: &Slots, frames: &mut [FrameNumber]) -> Result<usize, Setback> {
         if frames.is_empty() {
-            return Err(Setback::Left);
+            return Err(Setback);
         }
-        let (status, slot, count): (isize, *const Slot, usize);
+        let (count, slot): (isize, *const Slot);
         // SAFETY: up to the commit, nothing is stored but what the caller gave room for: the smaller of the length and its room,
         // which is not 0. The entries are filled, and ours if the commit happens (raw/rseq.rs).
         unsafe {
@@ -230,40 +241,40 @@ impl Area {
                 "jz 8f",
                 "cmp {gate}, {room}",
                 "cmova {gate}, {room}",
-                "mov {entries}, qword ptr [{slots} + {entry_base}]",
-                "lea {entries}, [{entries} + {loaded} * 4]",
+                "mov {armed}, qword ptr [{slots} + {entry_base}]",
+                "lea {armed}, [{armed} + {loaded} * 4]",
                 "xor {count:e}, {count:e}",
                 "4:",
-                "sub {entries}, 4",
-                "mov {entry:e}, dword ptr [{entries}]",
+                "sub {armed}, 4",
+                "mov {entry:e}, dword ptr [{armed}]",
                 "mov dword ptr [{frames} + {count} * 4], {entry:e}",
                 "inc {count}",
                 "cmp {count}, {gate}",
                 "jb 4b",
                 "sub {loaded:e}, {count:e}";
                 commit "mov dword ptr [r8 + {word}], {loaded:e}";
+                setback "mov {count}, {setback}", "jmp 6b";
                 area = in(reg) self.offset(),
                 slots = in(reg) slots,
                 frames = in(reg) frames.as_mut_ptr(),
                 room = in(reg) frames.len(),
-                status = out(reg) status,
                 out("r8") slot,
                 gate = out(reg) _,
                 loaded = out(reg) _,
-                entries = out(reg) _,
                 entry = out(reg) _,
                 count = out(reg) count,
                 gate_mask = const GATE_MASK,
                 word = const WORD,
                 entry_base = const ENTRY_BASE,
+                setback = const SETBACK,
             );
         }
-        if status < 0 {
-            return Err(setback(status));
+        if count < 0 {
+            return Err(Setback);
         }
         // SAFETY: a sequence that committed had found its slot.
         unsafe { &*slot }.popped_apart.add(count as u64);
-        Ok(count)
+        Ok(count as usize)
     }
 
     /// Puts frames into the loaded magazine of this CPU's slot, unless they are wanted elsewhere, the first first; how many, at least
@@ -275,9 +286,9 @@ impl Area {
         wanted: &Wanted,
     ) -> Result<usize, Setback> {
         if frames.is_empty() {
-            return Err(Setback::Left);
+            return Err(Setback);
         }
-        let (status, slot, count): (isize, *const Slot, usize);
+        let (count, slot): (isize, *const Slot);
         // SAFETY: up to the commit, only free entries are stored to, the smaller of the room in the magazine and the frames
         // there are, which is not 0. The magazine is ours as long as the sequence is not aborted (raw/rseq.rs).
         unsafe {
@@ -286,54 +297,53 @@ impl Area {
                 "cmp qword ptr [{wanted}], 0",
                 "jne 8f",
                 // The gate before the word, as in `pop`.
-                "mov {gate:e}, dword ptr [r8 + {gate_size}]",
+                "mov {gate}, qword ptr [r8 + {gate_mask}]",
                 "mov {loaded:e}, dword ptr [r8 + {word}]",
-                "mov {entry:e}, dword ptr [{slots} + {position_mask}]",
+                "mov {entry:e}, {gate:e}",
                 "and {entry:e}, {loaded:e}",
+                "shr {gate}, 32",
                 "sub {gate:e}, {entry:e}",
                 "jbe 8f",
                 "cmp {gate}, {available}",
                 "cmova {gate}, {available}",
-                "mov {entries}, qword ptr [{slots} + {entry_base}]",
-                "lea {entries}, [{entries} + {loaded} * 4]",
+                "mov {armed}, qword ptr [{slots} + {entry_base}]",
+                "lea {armed}, [{armed} + {loaded} * 4]",
                 "xor {count:e}, {count:e}",
                 "4:",
                 "mov {entry:e}, dword ptr [{frames} + {count} * 4]",
-                "mov dword ptr [{entries} + {count} * 4], {entry:e}",
+                "mov dword ptr [{armed} + {count} * 4], {entry:e}",
                 "inc {count}",
                 "cmp {count}, {gate}",
                 "jb 4b",
                 "add {loaded:e}, {count:e}";
                 commit "mov dword ptr [r8 + {word}], {loaded:e}";
+                setback "mov {count}, {setback}", "jmp 6b";
                 area = in(reg) self.offset(),
                 slots = in(reg) slots,
                 frames = in(reg) frames.as_ptr(),
                 available = in(reg) frames.len(),
                 wanted = in(reg) wanted.word(),
-                status = out(reg) status,
                 out("r8") slot,
                 gate = out(reg) _,
                 loaded = out(reg) _,
-                entries = out(reg) _,
                 entry = out(reg) _,
                 count = out(reg) count,
-                gate_size = const GATE_SIZE,
+                gate_mask = const GATE_MASK,
                 word = const WORD,
-                position_mask = const POSITION_MASK,
                 entry_base = const ENTRY_BASE,
+                setback = const SETBACK,
             );
         }
-        if status < 0 {
-            return Err(setback(status));
+        if count < 0 {
+            return Err(Setback);
         }
         // SAFETY: a sequence that committed had found its slot.
         unsafe { &*slot }.pushed_apart.add(count as u64);
-        Ok(count)
+        Ok(count as usize)
     }
 
     /// Stores `after` into the word of `slot` if that is this CPU's, its gate is open, and its word is `before`.
     pub(crate) fn commit(self, slots: &Slots, slot: &Slot, before: u64, after: u64) -> Result<(), Setback> {
-        let status: isize;
         // SAFETY: nothing is stored but the commit.
         unsafe {
             restartable!(
@@ -345,39 +355,18 @@ impl Area {
                 "cmp qword ptr [r8 + {word}], {before}",
                 "jne 8f";
                 commit "mov qword ptr [r8 + {word}], {after}";
+                setback "jmp {setback}";
                 area = in(reg) self.offset(),
                 slots = in(reg) slots,
                 wanted = in(reg) slot,
                 before = in(reg) before,
                 after = in(reg) after,
-                status = out(reg) status,
                 out("r8") _,
                 gate_mask = const GATE_MASK,
                 word = const WORD,
+                setback = label { return Err(Setback) },
             );
         }
-        if status < 0 { Err(setback(status)) } else { Ok(()) }
+        Ok(())
     }
-}
-
-/// A sequence that did not commit, and may have counted all the same.
-#[derive(Debug)]
-pub(crate) struct Unfinished {
-    status: isize,
-    slot: *const Slot,
-}
-
-impl Unfinished {
-    /// Takes back what was counted, from a counter beside the one of the slot; why the sequence did not commit.
-    pub(crate) fn settle(self, apart: impl Fn(&Slot) -> &counter::Shared) -> Setback {
-        if self.status == ABORTED_COUNTED {
-            // SAFETY: a sequence that counted had found its slot.
-            apart(unsafe { &*self.slot }).subtract(1);
-        }
-        setback(self.status)
-    }
-}
-
-const fn setback(status: isize) -> Setback {
-    if status == LEFT { Setback::Left } else { Setback::Aborted }
 }
