@@ -286,7 +286,7 @@ pub(crate) mod counter {
             self.0.fetch_add(amount, Ordering::Relaxed);
         }
 
-        #[cfg(any(feature = "vtd", feature = "std"))]
+        #[cfg(feature = "vtd")]
         #[cfg_attr(framepool_injection, track_caller)]
         pub(crate) fn subtract(&self, amount: u64) {
             // Ordering: Relaxed; as in `add`.
