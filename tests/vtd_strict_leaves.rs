@@ -102,10 +102,8 @@ proptest! {
     }
 }
 
-/// Two halves of a large leaf, mapped one after the other and then joined, behind hardware that does not snoop: the unit follows the leaf, and
-/// not the table that came back.
-#[test]
-fn a_joined_leaf_is_written_back_where_hardware_does_not_snoop() {
+/// Two halves of a large leaf, mapped one after the other and then joined.
+fn join_two_halves(hardware: Hardware) {
     let half = |page| Operation {
         action: Action::Map,
         mapped: false,
@@ -117,8 +115,19 @@ fn a_joined_leaf_is_written_back_where_hardware_does_not_snoop() {
         permissions: 3,
         look: 0,
     };
-    let join = Operation { action: Action::Join, ..half(0) };
-    let hardware = Hardware { coherent: false, ..Hardware::default() };
+    let join = Operation { action: Action::Join, pages: LARGE, ..half(0) };
     let unit = (PageSizes::SIZE_2M.bits(), hardware);
     run::<SecondStage>(DomainConfig::new(Levels::Three), unit, &[half(0), half(LARGE / 2), join]);
+}
+
+/// The unit follows the leaf, and not the table that came back.
+#[test]
+fn a_joined_leaf_is_written_back_where_hardware_does_not_snoop() {
+    join_two_halves(Hardware { coherent: false, ..Hardware::default() });
+}
+
+/// It remembers where the table is, and is told page by page what to forget: the table as well.
+#[test]
+fn hardware_that_remembers_a_table_forgets_it_when_its_leaves_are_joined() {
+    join_two_halves(Hardware { page_selective: Some(9), ..Hardware::default() });
 }
