@@ -273,6 +273,7 @@ pub(crate) mod counter {
 
     /// A statistic that many contexts may count at once.
     #[derive(Debug, Default)]
+    #[repr(transparent)] // Assembly counts in it.
     pub(crate) struct Shared(AtomicU64);
 
     impl Shared {
@@ -309,6 +310,7 @@ pub(crate) mod counter {
     /// A statistic that is counted only by the context that owns what it stands beside (a slot, the pass of
     /// the worker), and read by anybody.
     #[derive(Debug, Default)]
+    #[repr(transparent)] // As `Shared`.
     pub(crate) struct Owned(AtomicU64);
 
     impl Owned {

@@ -271,7 +271,7 @@ impl Workshop {
                 let mut command = cargo(&[&test[..], &["framepool", "--test", name]].concat(), "program");
                 // Some of what is weakened is rare in the few sequences that the tests try by themselves.
                 command.env("STRICT_SEQUENCES", "3000");
-                // The same sequences wherever it runs: a mutant is not caught by luck.
+                // The same sequences on every machine, so that what one has caught another does too.
                 command.env("PROPTEST_RNG_SEED", "2007");
                 vec![command]
             }

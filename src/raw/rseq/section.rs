@@ -42,7 +42,8 @@ const _: () = assert!(size_of::<CachePadded<Slot>>() == 1 << SLOT_BITS);
 /// What a sequence leaves in the place of its result if it does not commit.
 const SETBACK: isize = -1;
 
-/// What an abort label begins with in a sequence that counts.
+/// What an abort label begins with in a sequence that counts: see `restartable`.
+// Ordering: Relaxed would do, a statistic publishes nothing; locked since other CPUs may count there at the same time.
 macro_rules! uncount {
     ($apart:literal) => {
         concat!(
@@ -70,8 +71,9 @@ macro_rules! uncount {
 ///
 /// A body may count; then `uncount` takes back, beside the counter, what an attempt has counted that is aborted. Behind its last
 /// comparison it loads the address of the entries into `armed`, subtracts -1 from the counter, which sets the carry flag, and changes
-/// neither from there to the end. So the abort label knows: `armed` is that address only behind the comparison, and there the flag is
-/// clear up to the count. The flag alone would not do, since comparisons set it too.
+/// neither from there to the end. So the abort label knows: before, `armed` is the address of the descriptor or the bits of a length, below
+/// 4,096, where no entries lie; behind the comparison the flag is clear up to the count. The flag alone would not do, since comparisons set
+/// it too.
 macro_rules! restartable {
     (
         $($body:literal),+ ;
@@ -146,8 +148,9 @@ impl Area {
     #[inline(always)]
     pub(crate) fn pop(self, slots: &Slots) -> Result<FrameNumber, Setback> {
         let frame: isize;
-        // SAFETY: up to the commit, only the counter is stored to, which is the CPU's own. The entry is filled, since the length
-        // in the word is not 0, and ours if the commit happens (raw/rseq.rs); otherwise the number is dropped.
+        // SAFETY: up to the commit, only the counter is stored to, which is the CPU's own; the abort label stores to the one beside it only
+        // after an attempt that had counted, hence found its slot. The entry is filled, since the length in the word is not 0,
+        // and ours if the commit happens (raw/rseq.rs); otherwise the number is dropped.
         unsafe {
             restartable!(
                 // The gate before the word: who finds it open again finds the word that was stored before it was opened.
@@ -183,8 +186,8 @@ impl Area {
     /// elsewhere.
     #[inline(always)]
     pub(crate) fn push(self, slots: &Slots, frame: FrameNumber, wanted: &Wanted) -> Result<(), Setback> {
-        // SAFETY: up to the commit, only the counter and a free entry are stored to. The entry's position is below the size, and
-        // its magazine ours as long as the sequence is not aborted (raw/rseq.rs).
+        // SAFETY: up to the commit, only the counter and a free entry are stored to; the abort label as in `pop`. The entry's position is
+        // below the size, and its magazine ours as long as the sequence is not aborted (raw/rseq.rs).
         unsafe {
             restartable!(
                 // In the sequence, so that whoever has shut the gate since it began is seen to want it.
